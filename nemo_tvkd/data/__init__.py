@@ -1,0 +1,1 @@
+"""Pairs in, batches out: reading rows, chat templates, packing."""

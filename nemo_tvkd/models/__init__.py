@@ -1,0 +1,1 @@
+"""NeMo models: the policy that trains and the frozen models that judge."""
