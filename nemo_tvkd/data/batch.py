@@ -1,0 +1,119 @@
+"""Packed micro-batches: sequences laid end to end in one row, so that no padding is computed.
+
+A micro-batch of B pairs is N = 2B sequences (B chosen, then B rejected); of B examples, N = B. The row has T tokens;
+where the layout needs a multiple (sequence parallelism), one more, meaningless sequence fills it up.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from nemo_tvkd.data.template import Tokenized
+
+Batch = dict[str, Any]
+"""tokens, position_ids [1, T] and labels [T] int64; cu_seqlens [N + 1] int32; lengths (with filler), prompt_lengths,
+response_lengths: host lists of N ints; count: pairs (or examples); teacher_values: N arrays; reference_logps [N]."""
+
+
+@dataclass
+class Item:
+    """One pair (or example) and what frozen models said about it (None where a score is not needed or not cached)."""
+
+    tokens: "Tokenized"
+    teacher_values: tuple[np.ndarray, np.ndarray] | None = None
+    """float32 V(s_1..s_{T+1}) (or psi_1..psi_T) of the chosen and the rejected response, nats."""
+    reference_logps: tuple[float, float] | None = None
+    """log-probabilities of the two responses under the reference policy, nats."""
+
+    def sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(prompt, response) of the chosen and, for pairs, the rejected response."""
+        both = [self.tokens.chosen_ids, self.tokens.rejected_ids]
+        return [(self.tokens.prompt_ids, response) for response in both if response is not None]
+
+
+def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
+    """Pack items into one row whose length is a multiple of `multiple`."""
+    per_item = [item.sequences() for item in items]
+    sequences = [s for side in zip(*per_item, strict=True) for s in side]
+    lengths = [len(p) + len(r) for p, r in sequences]
+    tokens = [np.concatenate(s) for s in sequences]
+    labels = [np.concatenate([t[1:], [0]]) for t in tokens]
+    positions = [np.arange(n) for n in lengths]
+    if filler := -sum(lengths) % multiple:
+        lengths.append(filler)
+        for rows in (tokens, labels, positions):
+            rows.append(np.zeros(filler, dtype=np.int64))
+    batch: Batch = {
+        "tokens": _row(tokens)[None],
+        "position_ids": _row(positions)[None],
+        "labels": _row(labels),
+        "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "lengths": lengths,
+        "prompt_lengths": [len(p) for p, _ in sequences],
+        "response_lengths": [len(r) for _, r in sequences],
+        "count": len(items),
+    }
+    if all(item.teacher_values is not None for item in items):
+        sides = zip(*(item.teacher_values for item in items if item.teacher_values is not None), strict=True)
+        batch["teacher_values"] = [torch.from_numpy(np.asarray(v, dtype=np.float32)) for side in sides for v in side]
+    if all(item.reference_logps is not None for item in items):
+        sides = zip(*(item.reference_logps for item in items if item.reference_logps is not None), strict=True)
+        batch["reference_logps"] = torch.tensor([v for side in sides for v in side], dtype=torch.float64)
+    return batch
+
+
+def _row(parts: list[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`; host lists stay."""
+    moved: Batch = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+        elif name == "teacher_values":
+            value = [v.to(device, non_blocking=True) for v in value]
+        moved[name] = value
+    return moved
+
+
+def micro_batches(items: Sequence[Item], size: int, multiple: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
+    """This data-parallel rank's share of `items`, in order, `size` at a time; the last batch may be smaller."""
+    mine = items[rank::ranks]
+    for start in range(0, len(mine), size):
+        yield collate(mine[start : start + size], multiple)
+
+
+@dataclass
+class EpochStream(Dataset):
+    """`length` items drawn epoch by epoch, each epoch in its own order.
+
+    The order is a function of (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have.
+    """
+
+    items: Sequence[Item]
+    length: int
+    seed: int
+    shuffle: bool = True
+    _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Item:
+        epoch, position = divmod(index, len(self.items))
+        return self.items[self._order(epoch)[position]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if epoch not in self._orders:
+            count = len(self.items)
+            order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
+            self._orders = {epoch: order}
+        return self._orders[epoch]

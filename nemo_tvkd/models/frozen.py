@@ -1,0 +1,127 @@
+"""Frozen models (teacher, reference, and whatever is scored or evaluated): forward only, through the pipeline schedule.
+
+A frozen model lives beside the policy, outside its modules, with its own sizes and number of layers; it shares the
+job's tensor and pipeline groups.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module, MegatronModule
+from megatron.core.utils import unwrap_model
+from torch import Tensor, nn
+
+from nemo_tvkd.data.batch import Batch, to_device
+from nemo_tvkd.models.architecture import model_config
+from nemo_tvkd.models.hf import Checkpoint
+from nemo_tvkd.runtime import cpu
+
+Statistics = Callable[[Batch, Tensor], Any]
+"""(micro-batch on the device, its logits [T, V/TP]) -> what to keep; runs on the last pipeline stage."""
+
+
+def packed_forward(module: nn.Module, batch: Batch) -> Tensor:
+    """One stage's forward pass over a packed row: hidden states, or logits [1, T, V/TP] on the last stage.
+
+    Logits keep the model's dtype: the fp32 copy of all of them that Megatron makes by default is what other tools
+    run out of memory on.
+    """
+    cu_seqlens = batch["cu_seqlens"]
+    longest = max(batch["lengths"])
+    packing = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=cu_seqlens,
+        cu_seqlens_kv=cu_seqlens,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+    inner = unwrap_model(module)
+    half = {"fp32_output": False} if _wrapped_in(module, Float16Module) else {}
+    assert isinstance(inner, MegatronModule)
+    return module(
+        input_ids=batch["tokens"],
+        position_ids=batch["position_ids"],
+        attention_mask=None,
+        packed_seq_params=packing,
+        **half,
+    )
+
+
+def _wrapped_in(module: nn.Module, kind: type) -> bool:
+    while hasattr(module, "module"):
+        if isinstance(module, kind):
+            return True
+        module = module.module  # type: ignore[assignment]
+    return False
+
+
+@torch.no_grad()
+def pipeline_forward(module: nn.Module, batches: Sequence[Batch], statistics: Statistics) -> list[Any]:
+    """Run micro-batches through a (possibly pipelined) model without gradients.
+
+    Args:
+        module: this stage's Megatron module, wrapped or bare.
+        batches: the same micro-batches on every stage; on the host or the device.
+        statistics: applied to each micro-batch's logits on the last stage.
+
+    Returns:
+        one result per micro-batch on the last stage, an empty list on the others.
+    """
+    if not batches:
+        return []
+    device = cpu.device()
+
+    def forward_step(iterator: Any, model: nn.Module) -> tuple[Tensor, Callable]:
+        batch = to_device(next(iterator), device)
+        output = packed_forward(model, batch)
+        return output, lambda logits, non_loss_data=True: statistics(batch, logits.squeeze(0))
+
+    training = module.training
+    module.eval()
+    results = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[module],
+        num_microbatches=len(batches),
+        seq_length=1,  # shapes travel with the tensors (variable_seq_lengths)
+        micro_batch_size=1,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    module.train(training)
+    return results
+
+
+def load_frozen(checkpoint: Checkpoint, key: str, precision: str) -> MegatronModule:
+    """This rank's shard of a NeMo checkpoint's model, in evaluation mode and without gradients.
+
+    Args:
+        checkpoint: of kind "nemo".
+        key: configuration key to name in errors.
+        precision: "fp32" or "bf16", the dtype of the parameters.
+    """
+    from megatron.core import parallel_state
+
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    config = model_config(checkpoint.config, key, dtype)
+    config.perform_initialization = False
+    config.tensor_model_parallel_size = parallel_state.get_tensor_model_parallel_world_size()
+    config.pipeline_model_parallel_size = parallel_state.get_pipeline_model_parallel_world_size()
+    # A frozen model keeps few activations, so sequence parallelism would only add messages.
+    config.sequence_parallel = False
+    config.__post_init__()
+    module = config.configure_model(tokenizer=None).to(cpu.device())
+    load_weights(module, checkpoint)
+    return module.requires_grad_(False).eval()
+
+
+def load_weights(module: MegatronModule, checkpoint: Checkpoint) -> None:
+    """Fill a bare Megatron module with this rank's part of a NeMo checkpoint, whatever layout it was saved at."""
+    state = {"state_dict": module.sharded_state_dict(prefix="module.")}
+    loaded = dist_checkpointing.load(state, str(checkpoint.path / "weights"))
+    own = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
+    module.load_state_dict(own)

@@ -1,0 +1,170 @@
+"""Checkpoints seen from outside, without importing NeMo: what a path holds, and what its HF config demands.
+
+A checkpoint is a Hugging Face directory, a hub id, a NeMo checkpoint (weights/, context/) or a training run's
+output directory (its newest complete checkpoint). NeMo checkpoints made here keep the source's config, tokenizer,
+chat template and generation config verbatim in `context/hf`.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_tvkd.errors import UserError
+
+HF_SIDE_DIR = "context/hf"
+PROVENANCE = "nemo_tvkd.json"
+SUPPORTED_TYPES = ("llama", "mistral")
+VOCAB_PADDING = 128
+"""Vocabularies are padded to a multiple of this, whatever TP is, so checkpoints move freely between layouts."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recognised checkpoint: `kind` is "hf" or "nemo"; `hf_dir` holds config.json and the tokenizer."""
+
+    kind: str
+    path: Path
+    hf_dir: Path
+
+    @property
+    def config(self) -> Any:
+        """The Hugging Face config (transformers' PretrainedConfig)."""
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(self.hf_dir)
+
+
+def find_checkpoint(path: str, key: str) -> Checkpoint:
+    """Recognise what `path` is.
+
+    Raises:
+        UserError: nothing is there, or it is no checkpoint; names `key`.
+    """
+    if not path:
+        raise UserError(f"{key} is not set: give a Hugging Face directory, a hub id or a NeMo checkpoint")
+    place = Path(path)
+    if not place.exists():
+        return _from_hub(path, key)
+    if (place / "checkpoints").is_dir():
+        newest = newest_complete(place / "checkpoints")
+        if newest is None:
+            raise UserError(f"{key}: {path} is a run without a complete checkpoint")
+        place = newest
+    if (place / "weights").is_dir() and (place / "context").is_dir():
+        side = place / HF_SIDE_DIR
+        if not (side / "config.json").is_file():
+            raise UserError(
+                f"{key}: NeMo checkpoint {place} has no {HF_SIDE_DIR}/config.json: it was not made by "
+                "`nemo-tvkd import-hf` or `train`; export it to Hugging Face with NeMo and give that directory"
+            )
+        return Checkpoint("nemo", place, side)
+    if (place / "config.json").is_file():
+        weights = [*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")]
+        if not weights:
+            raise UserError(f"{key}: {place} has a config.json but no *.safetensors weights")
+        return Checkpoint("hf", place, place)
+    raise UserError(
+        f"{key}: {place} is no checkpoint: expected a Hugging Face directory (config.json and *.safetensors) "
+        "or a NeMo checkpoint (weights/ and context/)"
+    )
+
+
+def _from_hub(path: str, key: str) -> Checkpoint:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+        raise UserError(f"{key}: {path} does not exist")
+    from huggingface_hub import snapshot_download
+
+    try:
+        local = Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{key}: {path} is neither a local path nor a hub id that can be reached or is cached ({reason})"
+        ) from error
+    return Checkpoint("hf", local, local)
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """The complete NeMo checkpoints in a run's checkpoints/ folder, oldest first."""
+    if not directory.is_dir():
+        return []
+    found = [p for p in directory.iterdir() if p.name.startswith("step-") and (p / "weights/metadata.json").is_file()]
+    return sorted(found)
+
+
+def newest_complete(directory: Path) -> Path | None:
+    """The newest complete checkpoint, or None. Unfinished ones carry another name until they are whole."""
+    found = complete_checkpoints(directory)
+    return found[-1] if found else None
+
+
+def weights_fingerprint(checkpoint: Checkpoint) -> str:
+    """sha256 over a checkpoint's weight files (hex). An import carries its source's, as the weights are the same."""
+    provenance = checkpoint.path / "context" / PROVENANCE
+    if checkpoint.kind == "nemo" and provenance.is_file():
+        source = json.loads(provenance.read_text()).get("source_weights")
+        if source:
+            return str(source)
+    folder, patterns = (
+        (checkpoint.path, ("*.safetensors", "pytorch_model*.bin"))
+        if checkpoint.kind == "hf"
+        else (checkpoint.path / "weights", ("*.distcp", ".metadata"))
+    )
+    digest = hashlib.sha256()
+    for file in sorted({f for pattern in patterns for f in folder.glob(pattern)}):
+        digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def head_dim(config: Any) -> int:
+    """Size of one attention head; explicit in the config or hidden size / heads."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def padded_vocab_size(config: Any) -> int:
+    """The vocabulary as stored in NeMo checkpoints: the next multiple of :data:`VOCAB_PADDING`."""
+    return -(-int(config.vocab_size) // VOCAB_PADDING) * VOCAB_PADDING
+
+
+def check_architecture(config: Any, key: str) -> None:
+    """Refuse what the layers here do not compute exactly.
+
+    Raises:
+        UserError: another model family, a bias, an activation or a rope type that is not supported.
+    """
+    if config.model_type not in SUPPORTED_TYPES:
+        raise UserError(f"{key}: model type {config.model_type!r} is not supported: llama and mistral are")
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        raise UserError(f"{key}: attention_bias and mlp_bias are not supported")
+    if config.hidden_act != "silu":
+        raise UserError(f"{key}: hidden_act {config.hidden_act!r} is not supported: silu is")
+    rope = getattr(config, "rope_scaling", None) or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(f"{key}: rope type {kind!r} is not supported: default, linear and llama3 are")
+
+
+def check_layout(config: Any, key: str, tensor: int, pipeline: int) -> None:
+    """Whether a model can be split `tensor` ways inside layers and `pipeline` ways between them.
+
+    Raises:
+        UserError: names the parallel key and the number that it does not divide.
+    """
+    tp, pp = "parallel.tensor_model_parallel_size", "parallel.pipeline_model_parallel_size"
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    for what, number in (
+        ("attention heads", config.num_attention_heads),
+        ("key/value heads", kv_heads),
+        ("padded vocabulary entries", padded_vocab_size(config)),
+        ("feed-forward columns", config.intermediate_size),
+    ):
+        if number % tensor:
+            raise UserError(f"{tp}={tensor} does not divide the {number} {what} of {key}")
+    if config.num_hidden_layers % pipeline:
+        raise UserError(f"{pp}={pipeline} does not divide the {config.num_hidden_layers} layers of {key}")

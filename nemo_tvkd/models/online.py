@@ -1,0 +1,68 @@
+"""Online teachers and references: frozen models that run before each step and hand their numbers to the loss."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+from megatron.core.num_microbatches_calculator import get_num_microbatches
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+
+from nemo_tvkd.data.batch import Batch
+from nemo_tvkd.losses import REFERENCE_LOGPS, TEACHER_VALUE
+from nemo_tvkd.models.frozen import Statistics, pipeline_forward
+from nemo_tvkd.models.policy import spans
+from nemo_tvkd.parallel.sequence import response_sums, split_responses
+from nemo_tvkd.parallel.vocab import ACTION_KINDS, label_logprobs, token_values
+
+
+def value_statistics(kind: str, temperature: float, vocab_size: int, group: Any) -> Statistics:
+    """A micro-batch's V(s_1..s_{T+1}) per response (psi_1..psi_T for action kinds), float32 nats."""
+
+    def statistics(batch: Batch, logits: Tensor) -> list[Tensor]:
+        values = token_values(logits, batch["labels"], kind, temperature, vocab_size=vocab_size, group=group)
+        return split_responses(values, *spans(batch), extra=0 if kind in ACTION_KINDS else 1)
+
+    return statistics
+
+
+def logprob_statistics(vocab_size: int, group: Any) -> Statistics:
+    """A micro-batch's summed response log-probabilities [N], float64 nats."""
+
+    def statistics(batch: Batch, logits: Tensor) -> Tensor:
+        return response_sums(label_logprobs(logits, batch["labels"], vocab_size=vocab_size, group=group), *spans(batch))
+
+    return statistics
+
+
+class OnlineScorer(pl.Callback):
+    """Runs frozen models over a step's micro-batches, through the pipeline schedule, before the policy sees them.
+
+    NeMo lets callbacks replace a MegatronStep; this one replaces its data. Only the last pipeline stage, where the
+    loss is, receives the numbers.
+
+    Args:
+        models: (what it provides, module, statistics) of each frozen model.
+    """
+
+    FIELDS = {TEACHER_VALUE: "teacher_values", REFERENCE_LOGPS: "reference_logps"}
+
+    def __init__(self, models: Sequence[tuple[str, MegatronModule, Statistics]]) -> None:
+        self.models = models
+
+    def score(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The micro-batches with the models' numbers added (collective over the pipeline)."""
+        scored = [dict(batch) for batch in batches]
+        for provides, module, statistics in self.models:
+            for batch, result in zip(scored, pipeline_forward(module, batches, statistics), strict=False):
+                batch[self.FIELDS[provides]] = result
+        return scored
+
+    def on_megatron_step_start(self, step: Any) -> Any:
+        """See nemo.lightning.megatron_parallel.CallbackMethods."""
+        batches = []
+        for _ in range(get_num_microbatches()):
+            batch = next(step.data)
+            batches.append(batch[0] if isinstance(batch, tuple) else batch)
+        return dataclasses.replace(step, data=iter(self.score(batches)))

@@ -1,0 +1,147 @@
+"""The NeMo model that trains. The only place where losses meet the reductions over ranks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from nemo.collections import llm
+from nemo.lightning.megatron_parallel import MegatronLossReduction
+from torch import Tensor
+
+from nemo_tvkd.data.batch import Batch, to_device
+from nemo_tvkd.losses import LossInputs, Method
+from nemo_tvkd.losses.tvkd import potential_shaping
+from nemo_tvkd.models.architecture import CausalLMConfig
+from nemo_tvkd.models.frozen import packed_forward
+from nemo_tvkd.parallel.sequence import all_reduce_sums, broadcast_from_last, response_sums
+from nemo_tvkd.parallel.vocab import ACTION_KINDS, label_logprobs
+from nemo_tvkd.runtime import cpu
+
+
+@dataclass
+class Objective:
+    """What a policy is trained on: a method's loss, bound to its configuration and the model's vocabulary."""
+
+    method: Method
+    config: Any
+    vocab_size: int
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the metric sums, before the two counts (denominator and tokens)."""
+        return self.method.metrics + tuple(f"{name}_squared" for name in self.method.spread)
+
+    def __call__(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss of one packed micro-batch.
+
+        Args:
+            logits: [T, V/TP] of the policy.
+
+        Returns:
+            the loss summed over pairs (fp32 scalar); its denominator (int32 scalar); metric sums [M + 2] float64:
+            the columns, the denominator, the number of tokens.
+        """
+        group = parallel_state.get_tensor_model_parallel_group()
+        logps = label_logprobs(logits, batch["labels"], vocab_size=self.vocab_size, group=group)
+        inputs = LossInputs(logps=response_sums(logps, *spans(batch)))
+        if "teacher_values" in batch:
+            inputs.shaping = self._shaping(batch["teacher_values"])
+        if "reference_logps" in batch:
+            inputs.reference_logps = batch["reference_logps"]
+        losses, metrics = self.method.loss(inputs, self.config)
+        denominator = sum(batch["response_lengths"]) if self.method.per_token else batch["count"]
+        sums = [metrics[name].detach().double().sum() for name in self.method.metrics]
+        sums += [metrics[name].detach().double().square().sum() for name in self.method.spread]
+        tail = torch.tensor([denominator, sum(batch["lengths"])], dtype=torch.float64, device=logits.device)
+        total = torch.tensor(denominator, dtype=torch.int, device=logits.device)
+        return losses.sum().float(), total, torch.cat([torch.stack(sums), tail])
+
+    def _shaping(self, values: list[Tensor]) -> Tensor:
+        """[N] Psi of each response, float64."""
+        shaping = self.config.shaping
+        if shaping.value in ACTION_KINDS:
+            return torch.stack([v.double().sum() for v in values])
+        rule = {"form": shaping.form, "terminal": shaping.terminal, "gamma": shaping.gamma}
+        return torch.stack([potential_shaping(v, **rule) for v in values])
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Global means by metric name, from summed [M + 2] float64."""
+        values = sums.tolist()
+        denominator = values[-2]
+        means = {name: value / denominator for name, value in zip(self.columns, values, strict=False)}
+        for name in self.method.spread:
+            variance = means.pop(f"{name}_squared") - means[name] ** 2
+            means[f"{name}_std"] = max(variance, 0.0) ** 0.5
+        return means
+
+
+def spans(batch: Batch) -> tuple[list[int], list[int], list[int]]:
+    """Where the responses are in a packed row (see parallel.sequence)."""
+    return batch["lengths"], batch["prompt_lengths"], batch["response_lengths"]
+
+
+class ObjectiveReduction(MegatronLossReduction):
+    """NeMo's hook between the schedule and the loss."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.last_sums: Tensor | None = None
+
+    def forward(self, batch: Batch, forward_out: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        loss, denominator, sums = self.objective(batch, forward_out.squeeze(0))
+        return loss, denominator, {"sums": sums}
+
+    def reduce(self, losses_reduced_per_micro_batch: list[dict[str, Tensor]]) -> Tensor:
+        """Sums over micro-batches and data-parallel ranks; the mean loss goes back to NeMo."""
+        sums = torch.stack([m["sums"] for m in losses_reduced_per_micro_batch]).sum(0)
+        self.last_sums = all_reduce_sums(sums, parallel_state.get_data_parallel_group())
+        return (sums[0] / sums[-2]).float()
+
+
+class PolicyModel(llm.GPTModel):
+    """A Llama or Mistral policy as a NeMo GPTModel, trained on packed preference pairs."""
+
+    def __init__(self, config: CausalLMConfig, optim: Any = None, tokenizer: Any = None, model_transform: Any = None):
+        super().__init__(config, optim=optim, tokenizer=tokenizer, model_transform=model_transform)
+        self._reduction: ObjectiveReduction | None = None
+
+    def train_on(self, objective: Objective) -> None:
+        """Set what :class:`nemo.lightning.Trainer` optimises."""
+        self._reduction = ObjectiveReduction(objective)
+
+    def data_step(self, dataloader_iter: Iterator) -> Batch:
+        batch = next(dataloader_iter)
+        if isinstance(batch, tuple) and len(batch) == 3:  # Lightning's (batch, batch index, loader index)
+            batch = batch[0]
+        return to_device(batch, cpu.device())
+
+    def forward_step(self, batch: Batch) -> Tensor:
+        return packed_forward(self.module, batch)
+
+    @property
+    def training_loss_reduction(self) -> ObjectiveReduction:
+        assert self._reduction is not None, "train_on() sets the objective"
+        return self._reduction
+
+    def step_sums(self) -> Tensor:
+        """The last step's metric sums on every rank (metrics arise on the last pipeline stage only)."""
+        assert self._reduction is not None
+        sums = self._reduction.last_sums
+        if sums is None:
+            width = len(self._reduction.objective.columns) + 2
+            sums = torch.zeros(width, dtype=torch.float64, device=cpu.device())
+        return broadcast_from_last(sums, parallel_state.get_pipeline_model_parallel_group())
+
+
+def evaluate_sums(objective: Objective, results: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Metric sums [M + 2] over all data-parallel ranks, on every rank, from a forward pass with `objective`."""
+    sums = torch.zeros(len(objective.columns) + 2, dtype=torch.float64, device=cpu.device())
+    for _, _, part in results:
+        sums += part
+    broadcast_from_last(sums, parallel_state.get_pipeline_model_parallel_group())
+    return all_reduce_sums(sums, parallel_state.get_data_parallel_group())
+
+

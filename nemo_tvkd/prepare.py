@@ -1,0 +1,310 @@
+"""From a configuration to what a job needs: checked values, tokenised rows, scores. No NeMo, no process group.
+
+Everything a user can get wrong is found here, before ranks start or a queue is waited for.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nemo_tvkd.data.batch import Item
+from nemo_tvkd.data.pairs import read_rows
+from nemo_tvkd.data.template import Template, Tokenized, load_tokenizer, tokenize_rows, tokenizer_fingerprint
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE, Method
+from nemo_tvkd.losses.tvkd import FORMS, TERMINALS, teacher_vanishes
+from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
+from nemo_tvkd.parallel.vocab import VALUE_KINDS
+from nemo_tvkd.runtime.launch import world_size
+from nemo_tvkd.scores.store import ScoreStore
+
+CHOICES: dict[str, Sequence[str]] = {
+    "trainer.precision": ("bf16", "fp32"),
+    "trainer.resume": ("auto", "never"),
+    "optim.schedule": ("constant", "linear", "cosine"),
+    "data.on_bad_row": ("error", "skip"),
+    "teacher.mode": ("online", "cached"),
+    "reference.mode": ("online", "cached"),
+    "algorithm.shaping.value": VALUE_KINDS,
+    "algorithm.shaping.form": FORMS,
+    "algorithm.shaping.terminal": TERMINALS,
+    "score.value_kind": VALUE_KINDS,
+    "score.precision": ("bf16", "fp32"),
+    "precision": ("bf16", "fp32"),
+}
+POSITIVE = (
+    "trainer.global_batch_size",
+    "trainer.micro_batch_size",
+    "trainer.log_interval",
+    "trainer.keep_checkpoints",
+    "data.max_length",
+    "parallel.tensor_model_parallel_size",
+    "parallel.pipeline_model_parallel_size",
+    "parallel.context_parallel_size",
+    "algorithm.beta",
+    "algorithm.shaping.temperature",
+    "score.temperature",
+    "score.micro_batch_size",
+    "score.part_size",
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "micro_batch_size",
+    "beta",
+)
+
+
+def check_values(config: Any) -> None:
+    """Choices and ranges of single keys.
+
+    Raises:
+        UserError: names the key and its admissible values.
+    """
+    from omegaconf import OmegaConf
+
+    for key, choices in CHOICES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value not in choices:
+            raise UserError(f"{key}={value} is none of {', '.join(choices)}")
+    for key in POSITIVE:
+        value = OmegaConf.select(config, key)
+        if value is not None and not value > 0:
+            raise UserError(f"{key}={value} must be positive")
+    parallel = config.parallel
+    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
+        raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
+    if parallel.context_parallel_size > 1:
+        raise UserError("parallel.context_parallel_size > 1 is not supported yet: use tensor and sequence parallelism")
+
+
+def path_list(value: Any, key: str) -> list[str]:
+    """`data.train` and `data.validation` as a list of paths."""
+    paths = [value] if isinstance(value, str) else list(value or [])
+    paths = [str(p) for p in paths if p]
+    if not paths:
+        raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
+    return paths
+
+
+@dataclass
+class Encoder:
+    """A tokenizer with its chat template, and the lengths that apply: text in, ids out."""
+
+    tokenizer: Any
+    template: Template
+    data: Any
+
+    @classmethod
+    def build(cls, checkpoint: Checkpoint, tokenizer: str, data: Any, key: str) -> "Encoder":
+        """The tokenizer named by `key`.tokenizer, or the checkpoint's own."""
+        loaded = load_tokenizer(tokenizer or str(checkpoint.hf_dir), key)
+        size, width = len(loaded), int(checkpoint.config.vocab_size)
+        if size > width and max(loaded.get_vocab().values()) >= width:
+            raise UserError(f"{key}: the tokenizer has {size} entries but the model's vocabulary has {width}")
+        return cls(loaded, Template(loaded, data.chat_template, _end_ids(checkpoint)), data)
+
+    @property
+    def fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def read(self, paths: list[str], key: str, pairs: bool, report: Any = print) -> list[Tokenized]:
+        """Tokenised rows of `paths`; says what was read, cut and skipped."""
+        data = self.data
+        rows, read = read_rows(paths, need_rejected=pairs, on_bad_row=data.on_bad_row, key=key)
+        lengths = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
+        tokenized, made = tokenize_rows(rows, self.template, on_bad_row=data.on_bad_row, **lengths)
+        bad = read.bad + made.bad
+        kind = "pairs" if pairs else "examples"
+        report(
+            f"{key}: {len(tokenized)} {kind} from {', '.join(paths)}; template {self.template.name}; "
+            f"cut to length: {made.prompts_truncated} prompts, {made.responses_truncated} responses; "
+            f"skipped: {len(bad)} bad rows" + (f", first {bad[0]}" if bad else "")
+        )
+        if not tokenized:
+            raise UserError(f"{key}: no usable rows in {', '.join(paths)}")
+        return tokenized
+
+
+def _end_ids(checkpoint: Checkpoint) -> list[int]:
+    eos = getattr(checkpoint.config, "eos_token_id", None)
+    return [int(e) for e in (eos if isinstance(eos, list) else [eos]) if e is not None]
+
+
+@dataclass
+class Prepared:
+    """What a training job starts from."""
+
+    method: Method
+    student: Checkpoint
+    train: list[Item]
+    validation: list[Item]
+    max_steps: int
+    ranks: int
+    frozen: dict[str, Checkpoint] = field(default_factory=dict)
+    """Models that run online, by what they provide."""
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare_training(config: Any) -> Prepared:
+    """Check a training configuration and read its data.
+
+    Raises:
+        UserError: anything a user can get wrong, one line, the key or row named.
+    """
+    check_values(config)
+    notes: list[str] = []
+    method = METHODS[config.algorithm.name]
+    student = find_checkpoint(config.student.path, "student.path")
+    check_architecture(student.config, "student.path")
+    ranks = world_size(config.parallel)
+    layout = (config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
+    check_layout(student.config, "student.path", *layout)
+    check_batches(config, ranks // math.prod(layout))
+    check_output(config)
+    encoder = Encoder.build(student, config.student.tokenizer, config.data, "student.tokenizer")
+    frozen, stores = _frozen_models(config, method, student, encoder, layout)
+    train = encoder.read(path_list(config.data.train, "data.train"), "data.train", method.pairs, notes.append)
+    validation = []
+    if config.data.validation:
+        paths = path_list(config.data.validation, "data.validation")
+        validation = encoder.read(paths, "data.validation", method.pairs, notes.append)
+    if reason := _vanishing(config):
+        notes.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
+    return Prepared(
+        method=method,
+        student=student,
+        train=_with_scores(train, stores),
+        validation=_with_scores(validation, stores),
+        max_steps=_max_steps(config.trainer, len(train)),
+        ranks=ranks,
+        frozen=frozen,
+        notes=notes,
+    )
+
+
+def _vanishing(config: Any) -> str | None:
+    if config.algorithm.name != "tvkd":
+        return None
+    s = config.algorithm.shaping
+    return teacher_vanishes(
+        kind=s.value, form=s.form, terminal=s.terminal, gamma=s.gamma, alpha=config.algorithm.alpha
+    )
+
+
+def check_batches(config: Any, replicas: int) -> None:
+    """Batch arithmetic: the global batch is micro batches x model replicas x accumulation steps."""
+    trainer = config.trainer
+    unit = trainer.micro_batch_size * replicas
+    if trainer.global_batch_size % unit:
+        raise UserError(
+            f"trainer.global_batch_size={trainer.global_batch_size} is not divisible by trainer.micro_batch_size="
+            f"{trainer.micro_batch_size} x {replicas} data-parallel replicas"
+        )
+
+
+def check_output(config: Any) -> None:
+    """A used output directory is only entered to continue it."""
+    directory = Path(config.trainer.output_dir)
+    if config.trainer.resume == "never" and (directory / "metrics.jsonl").exists():
+        raise UserError(f"trainer.output_dir: {directory} holds a run; remove it, or use trainer.resume=auto to go on")
+
+
+def _max_steps(trainer: Any, rows: int) -> int:
+    if trainer.max_steps is not None:
+        return int(trainer.max_steps)
+    steps = trainer.max_epochs * rows // trainer.global_batch_size
+    if steps == 0:
+        raise UserError(
+            f"trainer.global_batch_size={trainer.global_batch_size} is more than the {rows} rows of "
+            f"{trainer.max_epochs} epochs: no step would be made"
+        )
+    return int(steps)
+
+
+Stores = dict[str, ScoreStore]
+
+
+def _frozen_models(
+    config: Any, method: Method, student: Checkpoint, encoder: Encoder, layout: tuple[int, int]
+) -> tuple[dict[str, Checkpoint], Stores]:
+    """The online models and the score stores that a method needs, checked against the student."""
+    frozen: dict[str, Checkpoint] = {}
+    stores: Stores = {}
+    needs = method.needs(config.algorithm)
+    for need in (TEACHER_VALUE, REFERENCE_LOGPS):
+        if need not in needs:
+            continue
+        section = config[need]
+        path = section.path or (config.student.path if need == REFERENCE_LOGPS else "")
+        if section.mode == "online":
+            checkpoint = find_checkpoint(path, f"{need}.path")
+            check_architecture(checkpoint.config, f"{need}.path")
+            check_layout(checkpoint.config, f"{need}.path", *layout)
+            _check_vocabulary(checkpoint, encoder, need)
+            frozen[need] = checkpoint
+        else:
+            stores[need] = _open_store(config, need, path, encoder)
+    return frozen, stores
+
+
+def _check_vocabulary(checkpoint: Checkpoint, encoder: Encoder, need: str) -> None:
+    """An online model reads the student's ids, so both must mean the same by them."""
+    largest = max(encoder.tokenizer.get_vocab().values())
+    if largest >= checkpoint.config.vocab_size:
+        raise UserError(
+            f"{need}.path: its vocabulary of {checkpoint.config.vocab_size} is smaller than the student tokenizer's "
+            f"{largest + 1}; an online {need} must share the student's tokenizer"
+        )
+    try:
+        own = load_tokenizer(str(checkpoint.hf_dir), f"{need}.path")
+    except UserError:
+        return  # a checkpoint without a tokenizer: the vocabulary size is all there is to compare
+    if tokenizer_fingerprint(own) != encoder.fingerprint:
+        raise UserError(f"{need}.path: its tokenizer differs from the student's; an online {need} must share it")
+
+
+def _open_store(config: Any, need: str, path: str, encoder: Encoder) -> ScoreStore:
+    section = config[need]
+    key = f"{need}.scores"
+    if not section.scores:
+        raise UserError(f"{key} is not set: {need}.mode=cached reads a score store that `nemo-tvkd score` wrote")
+    store = ScoreStore.open(section.scores, key)
+    expected: dict[str, Any] = {
+        "tokenizer": encoder.fingerprint,
+        "chat_template": encoder.template.fingerprint,
+        "max_length": config.data.max_length,
+        "max_prompt_length": config.data.max_prompt_length or config.data.max_length - 1,
+    }
+    if path:
+        expected["weights"] = weights_fingerprint(find_checkpoint(path, f"{need}.path"))
+    what = ["logprob"]
+    if need == TEACHER_VALUE:
+        shaping = config.algorithm.shaping
+        what = ["value"]
+        expected["value_kind"] = shaping.value
+        if shaping.value == "soft_value":
+            expected["temperature"] = soft_value_temperature(config.algorithm)
+    store.check(what=what, key=key, **expected)
+    return store
+
+
+def soft_value_temperature(algorithm: Any) -> float:
+    """tau: algorithm.shaping.temperature, or beta (Lemma 1)."""
+    return float(algorithm.shaping.temperature or algorithm.beta)
+
+
+def _with_scores(rows: list[Tokenized], stores: Stores) -> list[Item]:
+    for need, store in stores.items():
+        store.check_covers([r.pair_id for r in rows], [r.source for r in rows], f"{need}.scores")
+    items = []
+    for row in rows:
+        item = Item(row)
+        if TEACHER_VALUE in stores:
+            found = stores[TEACHER_VALUE].get(row.pair_id)
+            item.teacher_values = (found.chosen_value, found.rejected_value)
+        if REFERENCE_LOGPS in stores:
+            found = stores[REFERENCE_LOGPS].get(row.pair_id)
+            item.reference_logps = (found.chosen_logprob, found.rejected_logprob)
+        items.append(item)
+    return items

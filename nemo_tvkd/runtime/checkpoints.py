@@ -1,0 +1,215 @@
+"""Hugging Face import and export, and NeMo checkpoints written whole or not at all.
+
+Weights go through NeMo's own converters. Everything else of a Hugging Face directory (config, tokenizer, chat
+template, generation config) is kept verbatim beside them, in `context/hf`, because NeMo's exporters lose parts of it.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from nemo import lightning as nl
+from nemo.collections.llm.gpt.model.llama import HFLlamaExporter, HFLlamaImporter
+from nemo.lightning import io
+from nemo.lightning.ckpt_utils import ckpt_to_context_subdir
+from nemo.lightning.io.state import _ModelState
+
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.models.architecture import CausalLMConfig, model_config
+from nemo_tvkd.models.hf import (
+    HF_SIDE_DIR,
+    PROVENANCE,
+    Checkpoint,
+    find_checkpoint,
+    padded_vocab_size,
+    weights_fingerprint,
+)
+from nemo_tvkd.models.policy import PolicyModel
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+VOCABULARY_KEYS = ("model.embed_tokens.weight", "lm_head.weight")
+
+
+class SingleProcess(nl.MegatronStrategy):
+    """The strategy of conversions: the process group and the model-parallel groups (of one rank) exist already."""
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+
+
+def _conversion_trainer() -> nl.Trainer:
+    strategy = SingleProcess(ckpt_save_optimizer=False, ckpt_async_save=False, ddp="pytorch", setup_optimizers=False)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return nl.Trainer(devices=1, accelerator="cpu", strategy=strategy, **quiet)
+
+
+@io.model_importer(PolicyModel, "hf")
+class PolicyImporter(HFLlamaImporter):
+    """Llama and Mistral checkpoints; both families store the same tensors under the same names."""
+
+    def init(self) -> PolicyModel:
+        return PolicyModel(self.config, tokenizer=None)
+
+    @property
+    def config(self) -> CausalLMConfig:
+        from transformers import AutoConfig
+
+        return model_config(AutoConfig.from_pretrained(str(self)), "source")
+
+    def apply(self, output_path: Path) -> Path:
+        from transformers import AutoModelForCausalLM
+
+        source = AutoModelForCausalLM.from_pretrained(str(self), torch_dtype="auto")
+        target = self.init()
+        trainer = self.nemo_setup(target, _conversion_trainer())
+        state = dict(source.state_dict())
+        for name in VOCABULARY_KEYS:
+            if name in state:
+                state[name] = _pad_rows(state[name], padded_vocab_size(source.config))
+        self.convert_state(_ModelState(state, source.config), target)
+        self.nemo_save(output_path, trainer)
+        return output_path
+
+    def on_import_ckpt(self, model: Any) -> None:
+        """Nothing to attach: the tokenizer stays in the checkpoint's Hugging Face side folder."""
+
+
+@io.model_exporter(PolicyModel, "hf")
+class PolicyExporter(HFLlamaExporter):
+    """The reverse; the target is built from the source's own config.json."""
+
+    @property
+    def config(self) -> Any:
+        return find_checkpoint(str(self), "checkpoint").config
+
+    def is_llama4(self) -> bool:
+        return False
+
+    def apply(self, output_path: Path) -> Path:
+        source = find_checkpoint(str(self), "checkpoint")
+        from nemo_tvkd.models.frozen import load_weights
+
+        config = source.config
+        dtype = getattr(config, "torch_dtype", None) or torch.float32
+        nemo_config = model_config(config, "checkpoint", dtype)
+        nemo_config.perform_initialization = False
+        nemo_config.use_cpu_initialization = True
+        module = nemo_config.configure_model(tokenizer=None)
+        load_weights(module, source)
+        target = self.convert_state(module, self.init(dtype))
+        state = target.state_dict()
+        if config.tie_word_embeddings:
+            state.pop("lm_head.weight", None)
+        target.save_pretrained(output_path, state_dict=state)
+        return output_path
+
+
+def _pad_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    padding = weight.new_zeros(rows - weight.size(0), *weight.shape[1:])
+    return torch.cat([weight, padding]) if padding.numel() else weight
+
+
+def import_hf(source: str, output: Path, tokenizer: str = "") -> Path:
+    """Convert a Hugging Face checkpoint to a NeMo checkpoint. Needs :func:`runtime.launch.join` with one rank.
+
+    Args:
+        source: directory or hub id.
+        output: the NeMo checkpoint to make; appears whole or not at all.
+        tokenizer: a tokenizer directory or .model file to keep instead of the source's own.
+
+    Raises:
+        UserError: the source is no HF checkpoint or its architecture is not supported; the output exists.
+    """
+    checkpoint = find_checkpoint(source, "source")
+    if checkpoint.kind != "hf":
+        raise UserError(f"source: {source} is a NeMo checkpoint already")
+    if output.exists():
+        raise UserError(f"output: {output} exists; remove it or choose another name")
+    model_config(checkpoint.config, "source")
+    partial = output.with_name(f".{output.name}.incomplete")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    PolicyImporter(str(checkpoint.path)).apply(partial)
+    _copy_side_files(checkpoint.hf_dir, partial / HF_SIDE_DIR)
+    if tokenizer:
+        _keep_tokenizer(tokenizer, partial / HF_SIDE_DIR)
+    provenance = {"source": str(checkpoint.path.resolve()), "source_weights": weights_fingerprint(checkpoint)}
+    (partial / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+    partial.rename(output)
+    return output
+
+
+def _keep_tokenizer(tokenizer: str, folder: Path) -> None:
+    from nemo_tvkd.data.template import load_tokenizer
+
+    load_tokenizer(tokenizer, "student.tokenizer").save_pretrained(folder)
+
+
+def _copy_side_files(source: Path, target: Path) -> None:
+    ignore = shutil.ignore_patterns(*WEIGHT_FILES, ".*", "*.incomplete", "original")
+    shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+
+
+def export_hf(source: str, output: Path) -> Path:
+    """Convert a NeMo checkpoint (or a run's newest one) to a Hugging Face directory. Needs `join` with one rank.
+
+    The config, tokenizer, chat template and generation config are the source's own, byte for byte.
+
+    Raises:
+        UserError: the source is no NeMo checkpoint made here; the output exists.
+    """
+    checkpoint = find_checkpoint(source, "checkpoint")
+    if checkpoint.kind != "nemo":
+        raise UserError(f"checkpoint: {source} is a Hugging Face directory already")
+    if output.exists():
+        raise UserError(f"output: {output} exists; remove it or choose another name")
+    partial = output.with_name(f".{output.name}.incomplete")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    PolicyExporter(str(checkpoint.path)).apply(partial)
+    _copy_side_files(checkpoint.hf_dir, partial)
+    partial.rename(output)
+    return output
+
+
+def write_context(model: PolicyModel, checkpoint: Path, hf_dir: Path, provenance: dict[str, Any] | None = None) -> None:
+    """Write a training checkpoint's context/ (rank 0): NeMo's model description and the Hugging Face side files."""
+    trainer = _conversion_trainer()
+    io.TrainerContext(model=model, trainer=trainer, extra={}).io_dump(ckpt_to_context_subdir(checkpoint), yaml_attrs=["model"])
+    _copy_side_files(hf_dir, checkpoint / HF_SIDE_DIR)
+    if provenance is not None:
+        (checkpoint / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+
+
+def ensure_nemo(path: str, key: str, cache: Path, tokenizer: str = "") -> Checkpoint:
+    """The NeMo checkpoint of `path`: itself, or an import of the Hugging Face checkpoint kept under `cache`.
+
+    The import runs in a process of its own (it needs a world of one rank); its result is reused while the source's
+    weights are the same. Call it on one rank.
+    """
+    checkpoint = find_checkpoint(path, key)
+    if checkpoint.kind == "nemo":
+        return checkpoint
+    output = cache / f"{checkpoint.path.resolve().name}-{weights_fingerprint(checkpoint)[:12]}"
+    if not output.exists():
+        _import_in_subprocess(checkpoint, output, tokenizer)
+    return find_checkpoint(str(output), key)
+
+
+def _import_in_subprocess(checkpoint: Checkpoint, output: Path, tokenizer: str) -> None:
+    import subprocess
+
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
+    command = [sys.executable, "-m", "nemo_tvkd", "import-hf", f"source={checkpoint.path}", f"output={output}"]
+    if tokenizer:
+        command.append(f"tokenizer={tokenizer}")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    if done.returncode == 2:
+        raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("nemo-tvkd: "))
+    if done.returncode:
+        raise RuntimeError(f"importing {checkpoint.path} failed:\n{done.stderr}")

@@ -1,0 +1,213 @@
+"""Processes: joining a job that a launcher started, or starting one on this machine.
+
+Under torchrun or srun a command joins what is there. Otherwise a command that needs several ranks starts them itself
+with torch's elastic agent; the first rank that dies ends the others, and its error and exit code are the command's.
+"""
+
+import os
+import socket
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.runtime import cpu
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 85
+
+
+class Preempted(Exception):
+    """A checkpoint is saved after a signal; the same command continues it (exit code 85)."""
+
+
+def under_launcher() -> bool:
+    """Whether torchrun or srun started this process as one of several ranks."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+
+
+def _rank_variables() -> dict[str, int]:
+    """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
+    env = os.environ
+    if "RANK" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif under_launcher():
+        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
+    else:
+        return {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1}
+    rank, world = int(env[names[0]]), int(env[names[1]])
+    local_rank = int(env.get(names[2], rank))
+    local_world = int(env.get(names[3], "0").split("(")[0] or 0) or world
+    return {"rank": rank, "world": world, "local_rank": local_rank, "local_world": local_world}
+
+
+def world_size(parallel: Any) -> int:
+    """Number of ranks that a command needs: the launcher's, or model parallel size x data parallel size.
+
+    Raises:
+        UserError: the launcher's number of ranks does not fit the layout.
+    """
+    model = (
+        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
+    )
+    if under_launcher():
+        world = _rank_variables()["world"]
+        if world % model:
+            raise UserError(
+                f"{world} ranks were started but parallel.tensor_model_parallel_size x pipeline_model_parallel_size x "
+                f"context_parallel_size is {model}, which does not divide them"
+            )
+        return world
+    if parallel.data_parallel_size:
+        return int(model * parallel.data_parallel_size)
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return int(max(gpus // model, 1) * model)
+
+
+def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> None:
+    """Join the job's process group and set up Megatron's model-parallel groups in this process.
+
+    Args:
+        parallel: the `parallel` section of the configuration.
+        seed: of Python, NumPy and torch.
+        init_method: rendezvous URL; the launcher's environment when None.
+    """
+    cpu.prepare_nemo()
+    ranks = _rank_variables()
+    if not torch.distributed.is_initialized():
+        if not cpu.on_cpu():
+            torch.cuda.set_device(ranks["local_rank"])
+        if init_method is None and ranks["world"] == 1 and "MASTER_ADDR" not in os.environ:
+            init_method = f"file://{tempfile.mkdtemp()}/rendezvous"
+        torch.distributed.init_process_group(
+            "gloo" if cpu.on_cpu() else "nccl",
+            init_method=init_method,
+            rank=ranks["rank"],
+            world_size=ranks["world"],
+            timeout=timedelta(minutes=60),
+        )
+    _init_model_parallel(parallel, seed, ranks)
+
+
+def _init_model_parallel(parallel: Any, seed: int, ranks: dict[str, int]) -> None:
+    from megatron.core.model_parallel_config import ModelParallelConfig
+    from nemo.lightning import _strategy_lib
+
+    layout = ModelParallelConfig(
+        tensor_model_parallel_size=parallel.tensor_model_parallel_size,
+        pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
+        context_parallel_size=parallel.context_parallel_size,
+        pipeline_dtype=torch.float32,
+    )
+    world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    _strategy_lib.init_parallel_ranks(world, rank, ranks["local_rank"], layout, seed=seed)
+    _strategy_lib.init_model_parallel()
+
+
+def leave() -> None:
+    """Undo :func:`join`."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the job: rank 0, or the only process."""
+    return _rank_variables()["rank"] == 0
+
+
+def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
+    """Run `entry(*args)` on `ranks` ranks and return the exit code.
+
+    Under a launcher, or with one rank, it runs here. Otherwise the ranks are started on this machine: forked on the
+    CPU (so that NeMo is imported once), spawned with CUDA.
+    """
+    if under_launcher() or ranks == 1:
+        return guarded(entry, *args)
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if cpu.on_cpu():
+        _import_before_fork()
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=f"nemo-tvkd-{os.getpid()}",
+        rdzv_backend="static",
+        rdzv_endpoint=f"127.0.0.1:{_free_port()}",
+        rdzv_configs={"rank": 0, "timeout": 900},
+        max_restarts=0,
+        monitor_interval=0.2,
+        start_method="fork" if cpu.on_cpu() else "spawn",
+    )
+    try:
+        elastic_launch(config, _rank_main)(entry, args)
+    except ChildFailedError as error:
+        return _exit_code(error)
+    return 0
+
+
+def _rank_main(entry: Callable[..., Any], args: tuple) -> None:
+    code = guarded(entry, *args)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A rank that failed must not wait for its peers in Python's or torch's shutdown.
+    if code:
+        os._exit(code)
+
+
+def _exit_code(error: Any) -> int:
+    """The command's exit code from its ranks': the first one that failed by itself decides."""
+    failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
+    codes = [failure.exitcode for failure in failures]
+    for special in (EXIT_USER_ERROR, EXIT_PREEMPTED):
+        if special in codes:
+            return special
+    first = failures[0]
+    if first.exitcode < 0:
+        print(
+            f"nemo-tvkd: rank {first.global_rank} (pid {first.pid}) was killed by signal {-first.exitcode}; "
+            "the other ranks were stopped. Run the same command again to continue from the last checkpoint.",
+            file=sys.stderr,
+        )
+    return first.exitcode if first.exitcode > 0 else 1
+
+
+def guarded(entry: Callable[..., Any], *args: Any) -> int:
+    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line, from rank 0 alone."""
+    try:
+        entry(*args)
+    except UserError as error:
+        if os.environ.get("NEMO_TVKD_DEBUG") == "1":
+            traceback.print_exc()
+        elif is_rank_zero():
+            print(f"nemo-tvkd: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Preempted as stop:
+        if is_rank_zero():
+            print(f"nemo-tvkd: {stop}", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except Exception:
+        sys.stderr.write(f"nemo-tvkd: rank {_rank_variables()['rank']} failed\n{traceback.format_exc()}")
+        return 1
+    return 0
+
+
+def _import_before_fork() -> None:
+    cpu.prepare_nemo()
+    import nemo_tvkd.train  # noqa: F401
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,194 @@
+"""`nemo-tvkd train`: any method, as a NeMo training run."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.models.hf import Checkpoint, newest_complete
+from nemo_tvkd.prepare import Prepared, prepare_training, soft_value_temperature
+from nemo_tvkd.runtime import launch
+
+if TYPE_CHECKING:
+    from nemo_tvkd.models.policy import Objective, PolicyModel
+
+
+def main(config: Any) -> int:
+    """Check, launch the ranks and train; returns the exit code."""
+    prepared = prepare_training(config)
+    if launch.is_rank_zero():
+        for note in prepared.notes:
+            print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
+    if not launch.under_launcher():
+        import_checkpoints(config, prepared)
+    return launch.run(train_rank, (config, prepared), prepared.ranks)
+
+
+def import_checkpoints(config: Any, prepared: Prepared) -> None:
+    """Replace Hugging Face checkpoints by NeMo imports, kept in the run's `imported/` folder. One process only."""
+    from nemo_tvkd.runtime.checkpoints import ensure_nemo
+
+    cache = Path(config.trainer.output_dir) / "imported"
+    prepared.student = ensure_nemo(str(prepared.student.path), "student.path", cache, config.student.tokenizer)
+    for need, checkpoint in prepared.frozen.items():
+        prepared.frozen[need] = ensure_nemo(str(checkpoint.path), f"{need}.path", cache)
+
+
+def _import_on_rank_zero(config: Any, prepared: Prepared) -> None:
+    """Under srun or torchrun every rank is here; one imports, the others learn where."""
+    import torch.distributed as dist
+
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            import_checkpoints(config, prepared)
+            found = [(prepared.student, prepared.frozen)]
+        except UserError as error:
+            found = [error]
+    dist.broadcast_object_list(found)
+    if isinstance(found[0], UserError):
+        raise found[0]
+    prepared.student, prepared.frozen = found[0]
+
+
+def train_rank(config: Any, prepared: Prepared) -> None:
+    """One rank's part of the run."""
+    launch.join(config.parallel, config.trainer.seed)
+    try:
+        if launch.under_launcher():
+            _import_on_rank_zero(config, prepared)
+        fit(config, prepared)
+    finally:
+        if sys.exc_info()[0] is None:
+            launch.leave()
+
+
+def fit(config: Any, prepared: Prepared) -> None:
+    """Train in a process group that exists already (collective).
+
+    Resumes from the newest complete checkpoint in the output directory when trainer.resume=auto.
+    """
+    import torch.distributed as dist
+
+    directory = Path(config.trainer.output_dir)
+    resume = newest_complete(directory / "checkpoints") if config.trainer.resume == "auto" else None
+    start = int(resume.name.removeprefix("step-")) if resume else 0
+    if start >= prepared.max_steps:
+        if dist.get_rank() == 0:
+            print(f"{directory} is complete: step {start} of {prepared.max_steps}")
+        return
+    if dist.get_rank() == 0:
+        directory.mkdir(parents=True, exist_ok=True)
+        _save_config(config, directory)
+        if resume:
+            print(f"resuming {directory} after step {start}", flush=True)
+    _Run(config, prepared, start).fit(resume)
+
+
+def _save_config(config: Any, directory: Path) -> None:
+    from omegaconf import OmegaConf
+
+    partial_file = directory / ".config.yaml"
+    partial_file.write_text(OmegaConf.to_yaml(config))
+    partial_file.replace(directory / "config.yaml")
+
+
+class _Run:
+    """The NeMo objects of one training run."""
+
+    def __init__(self, config: Any, prepared: Prepared, start: int) -> None:
+        from nemo_tvkd.losses import METHODS
+        from nemo_tvkd.models.policy import Objective
+
+        self.config, self.prepared, self.start = config, prepared, start
+        method = METHODS[config.algorithm.name]
+        self.objective: Objective = Objective(method, config.algorithm, prepared.student.config.vocab_size)
+
+    def fit(self, resume: Path | None) -> None:
+        from nemo_tvkd.runtime import trainer as build
+
+        model = self._model()
+        scorer = self._online_scorer()
+        data = build.data_module(self.config, self.prepared, self.start)
+        callbacks = self._callbacks(model, scorer)
+        trainer = build.trainer(self.config, self.prepared, callbacks, data.data_sampler, restore=resume is None)
+        trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+
+    def _model(self) -> "PolicyModel":
+        import torch
+
+        from nemo_tvkd.models.architecture import model_config
+        from nemo_tvkd.models.policy import PolicyModel
+        from nemo_tvkd.runtime.trainer import optimizer
+
+        dtype = torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32
+        architecture = model_config(self.prepared.student.config, "student.path", dtype)
+        architecture.perform_initialization = False  # every weight comes from a checkpoint
+        model = PolicyModel(architecture, optim=optimizer(self.config, self.prepared.max_steps))
+        model.train_on(self.objective)
+        return model
+
+    def _online_scorer(self) -> Any:
+        from megatron.core import parallel_state
+
+        from nemo_tvkd.losses import TEACHER_VALUE
+        from nemo_tvkd.models.frozen import load_frozen
+        from nemo_tvkd.models.online import OnlineScorer, logprob_statistics, value_statistics
+
+        group = parallel_state.get_tensor_model_parallel_group()
+        models = []
+        for need, checkpoint in self.prepared.frozen.items():
+            module = load_frozen(checkpoint, f"{need}.path", self.config.trainer.precision)
+            vocab = checkpoint.config.vocab_size
+            if need == TEACHER_VALUE:
+                kind, tau = self.config.algorithm.shaping.value, soft_value_temperature(self.config.algorithm)
+                models.append((need, module, value_statistics(kind, tau, vocab, group)))
+            else:
+                models.append((need, module, logprob_statistics(vocab, group)))
+        return OnlineScorer(models) if models else None
+
+    def _callbacks(self, model: "PolicyModel", scorer: Any) -> list[Any]:
+        from nemo_tvkd.runtime.callbacks import Checkpointer, Recorder, StepSeed
+        from nemo_tvkd.runtime.checkpoints import write_context
+
+        options, steps = self.config.trainer, self.prepared.max_steps
+        directory = Path(options.output_dir)
+        validate = self._validation(model, scorer) if self.prepared.validation else None
+        record = Recorder(
+            directory, options.log_interval, steps, self.config.logger.tensorboard, validate, options.val_interval
+        )
+        context = partial(_write_context, write_context, model, self.prepared.student)
+        save = Checkpointer(
+            directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context
+        )
+        return [StepSeed(options.seed), *([scorer] if scorer else []), record, save]
+
+    def _validation(self, model: "PolicyModel", scorer: Any) -> Callable[[], dict[str, float]]:
+        from megatron.core import parallel_state
+
+        from nemo_tvkd.data.batch import micro_batches
+        from nemo_tvkd.models.frozen import pipeline_forward
+        from nemo_tvkd.models.policy import evaluate_sums
+        from nemo_tvkd.runtime.trainer import row_multiple
+
+        rank = parallel_state.get_data_parallel_rank()
+        ranks = parallel_state.get_data_parallel_world_size()
+        size = self.config.trainer.micro_batch_size
+        batches = list(micro_batches(self.prepared.validation, size, row_multiple(self.config.parallel), rank, ranks))
+        scored = []
+
+        def validate() -> dict[str, float]:
+            if scorer and not scored:  # frozen models do not change: their numbers are computed once
+                scored.extend(scorer.score(batches))
+            results = pipeline_forward(model.module, scored or batches, self.objective)
+            return self.objective.means(evaluate_sums(self.objective, results))
+
+        return validate
+
+
+def _write_context(write: Callable, model: Any, student: Checkpoint, folder: Path) -> None:
+    write(model, folder, student.hf_dir)
+
+
