@@ -363,7 +363,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    corpus = []
+    corpus: list[str] = []
     for conversation in make_conversations(seed=0, count=3000):
         corpus.extend(message["content"] for message in conversation["messages"])
     tokenizer = Tokenizer(models.BPE())

@@ -135,7 +135,6 @@ def _end_ids(checkpoint: Checkpoint) -> list[int]:
 class Prepared:
     """What a training job starts from."""
 
-    method: Method
     student: Checkpoint
     train: list[Item]
     validation: list[Item]
@@ -172,7 +171,6 @@ def prepare_training(config: Any) -> Prepared:
     if reason := _vanishing(config):
         notes.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
     return Prepared(
-        method=method,
         student=student,
         train=_with_scores(train, stores),
         validation=_with_scores(validation, stores),

@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses import METHODS, TEACHER_VALUE
 from nemo_tvkd.models.hf import Checkpoint, newest_complete
 from nemo_tvkd.prepare import Prepared, prepare_training, soft_value_temperature
 from nemo_tvkd.runtime import launch
+from nemo_tvkd.runtime.exits import is_rank_zero
 
 if TYPE_CHECKING:
     from nemo_tvkd.models.policy import Objective, PolicyModel
@@ -18,51 +19,27 @@ if TYPE_CHECKING:
 def main(config: Any) -> int:
     """Check, launch the ranks and train; returns the exit code."""
     prepared = prepare_training(config)
-    if launch.is_rank_zero():
+    if is_rank_zero():
         for note in prepared.notes:
             print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
-    if not launch.under_launcher():
-        import_checkpoints(config, prepared)
     return launch.run(train_rank, (config, prepared), prepared.ranks)
-
-
-def import_checkpoints(config: Any, prepared: Prepared) -> None:
-    """Replace Hugging Face checkpoints by NeMo imports, kept in the run's `imported/` folder. One process only."""
-    from nemo_tvkd.runtime.checkpoints import ensure_nemo
-
-    cache = Path(config.trainer.output_dir) / "imported"
-    prepared.student = ensure_nemo(str(prepared.student.path), "student.path", cache, config.student.tokenizer)
-    for need, checkpoint in prepared.frozen.items():
-        prepared.frozen[need] = ensure_nemo(str(checkpoint.path), f"{need}.path", cache)
-
-
-def _import_on_rank_zero(config: Any, prepared: Prepared) -> None:
-    """Under srun or torchrun every rank is here; one imports, the others learn where."""
-    import torch.distributed as dist
-
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            import_checkpoints(config, prepared)
-            found = [(prepared.student, prepared.frozen)]
-        except UserError as error:
-            found = [error]
-    dist.broadcast_object_list(found)
-    if isinstance(found[0], UserError):
-        raise found[0]
-    prepared.student, prepared.frozen = found[0]
 
 
 def train_rank(config: Any, prepared: Prepared) -> None:
     """One rank's part of the run."""
     launch.join(config.parallel, config.trainer.seed)
-    try:
-        if launch.under_launcher():
-            _import_on_rank_zero(config, prepared)
-        fit(config, prepared)
-    finally:
-        if sys.exc_info()[0] is None:
-            launch.leave()
+    _use_nemo_checkpoints(config, prepared)
+    fit(config, prepared)
+    launch.leave()
+
+
+def _use_nemo_checkpoints(config: Any, prepared: Prepared) -> None:
+    from nemo_tvkd.runtime.checkpoints import as_nemo
+
+    wanted = {f"{need}.path": (checkpoint, "") for need, checkpoint in prepared.frozen.items()}
+    found = as_nemo({"student.path": (prepared.student, config.student.tokenizer), **wanted})
+    prepared.student = found["student.path"]
+    prepared.frozen = {need: found[f"{need}.path"] for need in prepared.frozen}
 
 
 def fit(config: Any, prepared: Prepared) -> None:
@@ -99,12 +76,11 @@ class _Run:
     """The NeMo objects of one training run."""
 
     def __init__(self, config: Any, prepared: Prepared, start: int) -> None:
-        from nemo_tvkd.losses import METHODS
         from nemo_tvkd.models.policy import Objective
 
         self.config, self.prepared, self.start = config, prepared, start
-        method = METHODS[config.algorithm.name]
-        self.objective: Objective = Objective(method, config.algorithm, prepared.student.config.vocab_size)
+        vocab_size = prepared.student.config.vocab_size
+        self.objective: Objective = Objective(METHODS[config.algorithm.name], config.algorithm, vocab_size)
 
     def fit(self, resume: Path | None) -> None:
         from nemo_tvkd.runtime import trainer as build
@@ -133,7 +109,6 @@ class _Run:
     def _online_scorer(self) -> Any:
         from megatron.core import parallel_state
 
-        from nemo_tvkd.losses import TEACHER_VALUE
         from nemo_tvkd.models.frozen import load_frozen
         from nemo_tvkd.models.online import OnlineScorer, logprob_statistics, value_statistics
 

@@ -161,24 +161,24 @@ def _margin(logits: Tensor, vocab_size: int, group: dist.ProcessGroup | None) ->
 
 
 class _LabelLogprobs(torch.autograd.Function):
-    """Saves the logits and one log-normaliser per token; the softmax is recomputed, chunk by chunk, in backward."""
+    """Saves the logits and two numbers per token; the softmax is recomputed, chunk by chunk, in backward."""
 
     @staticmethod
     def forward(ctx, logits, labels, vocab_size, group):  # type: ignore[no-untyped-def]
         peak, total, _ = _softmax_sums(logits, vocab_size, group, tau=1.0, with_expectation=False)
-        log_normaliser = peak + total.log()
         label_logits = _all_reduce(_local_label_logits(logits, labels, vocab_size, group), dist.ReduceOp.SUM, group)
-        ctx.save_for_backward(logits, labels, log_normaliser)
+        ctx.save_for_backward(logits, labels, peak, total.log())
         ctx.vocab_size, ctx.group = vocab_size, group
-        return label_logits - log_normaliser
+        # Peak and log-sum stay apart: added up, logits of 1e4 would round the difference to 1e-3.
+        return (label_logits - peak) - total.log()
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        logits, labels, log_normaliser = ctx.saved_tensors
+        logits, labels, peak, log_total = ctx.saved_tensors
         start, valid = shard_bounds(logits.size(-1), ctx.vocab_size, ctx.group)
         out = torch.zeros_like(logits)
         for span, z in _chunks(logits, valid):
-            softmax = (z - log_normaliser[span, None]).exp_()
+            softmax = (z - peak[span, None]).sub_(log_total[span, None]).exp_()
             local = labels[span] - start
             rows = ((local >= 0) & (local < valid)).nonzero()[:, 0]
             softmax[rows, local[rows]] -= 1.0

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import complete_checkpoints
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.launch import Preempted
+from nemo_tvkd.runtime.exits import Preempted
 
 
 class StepSeed(pl.Callback):

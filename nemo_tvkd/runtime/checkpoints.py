@@ -4,14 +4,18 @@ Weights go through NeMo's own converters. Everything else of a Hugging Face dire
 template, generation config) is kept verbatim beside them, in `context/hf`, because NeMo's exporters lose parts of it.
 """
 
+import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from filelock import FileLock
 from nemo import lightning as nl
 from nemo.collections.llm.gpt.model.llama import HFLlamaExporter, HFLlamaImporter
 from nemo.lightning import io
@@ -113,34 +117,29 @@ def _pad_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([weight, padding]) if padding.numel() else weight
 
 
-def import_hf(source: str, output: Path, tokenizer: str = "") -> Path:
+def import_hf(source: Checkpoint, output: Path, tokenizer: str = "") -> None:
     """Convert a Hugging Face checkpoint to a NeMo checkpoint. Needs :func:`runtime.launch.join` with one rank.
 
     Args:
-        source: directory or hub id.
+        source: of kind "hf".
         output: the NeMo checkpoint to make; appears whole or not at all.
         tokenizer: a tokenizer directory or .model file to keep instead of the source's own.
-
-    Raises:
-        UserError: the source is no HF checkpoint or its architecture is not supported; the output exists.
     """
-    checkpoint = find_checkpoint(source, "source")
-    if checkpoint.kind != "hf":
-        raise UserError(f"source: {source} is a NeMo checkpoint already")
-    if output.exists():
-        raise UserError(f"output: {output} exists; remove it or choose another name")
-    model_config(checkpoint.config, "source")
-    partial = output.with_name(f".{output.name}.incomplete")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    PolicyImporter(str(checkpoint.path)).apply(partial)
-    _copy_side_files(checkpoint.hf_dir, partial / HF_SIDE_DIR)
+    partial = _fresh_partial(output)
+    PolicyImporter(str(source.path)).apply(partial)
+    _copy_side_files(source.hf_dir, partial / HF_SIDE_DIR)
     if tokenizer:
         _keep_tokenizer(tokenizer, partial / HF_SIDE_DIR)
-    provenance = {"source": str(checkpoint.path.resolve()), "source_weights": weights_fingerprint(checkpoint)}
+    provenance = {"source": str(source.path.resolve()), "source_weights": weights_fingerprint(source)}
     (partial / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
     partial.rename(output)
-    return output
+
+
+def _fresh_partial(output: Path) -> Path:
+    partial = output.with_name(f".{output.name}.incomplete")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
 
 
 def _keep_tokenizer(tokenizer: str, folder: Path) -> None:
@@ -154,26 +153,15 @@ def _copy_side_files(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
 
 
-def export_hf(source: str, output: Path) -> Path:
-    """Convert a NeMo checkpoint (or a run's newest one) to a Hugging Face directory. Needs `join` with one rank.
+def export_hf(source: Checkpoint, output: Path) -> None:
+    """Convert a NeMo checkpoint made here to a Hugging Face directory. Needs `join` with one rank.
 
     The config, tokenizer, chat template and generation config are the source's own, byte for byte.
-
-    Raises:
-        UserError: the source is no NeMo checkpoint made here; the output exists.
     """
-    checkpoint = find_checkpoint(source, "checkpoint")
-    if checkpoint.kind != "nemo":
-        raise UserError(f"checkpoint: {source} is a Hugging Face directory already")
-    if output.exists():
-        raise UserError(f"output: {output} exists; remove it or choose another name")
-    partial = output.with_name(f".{output.name}.incomplete")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    PolicyExporter(str(checkpoint.path)).apply(partial)
-    _copy_side_files(checkpoint.hf_dir, partial)
+    partial = _fresh_partial(output)
+    PolicyExporter(str(source.path)).apply(partial)
+    _copy_side_files(source.hf_dir, partial)
     partial.rename(output)
-    return output
 
 
 def write_context(model: PolicyModel, checkpoint: Path, hf_dir: Path, provenance: dict[str, Any] | None = None) -> None:
@@ -185,24 +173,47 @@ def write_context(model: PolicyModel, checkpoint: Path, hf_dir: Path, provenance
         (checkpoint / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
 
 
-def ensure_nemo(path: str, key: str, cache: Path, tokenizer: str = "") -> Checkpoint:
-    """The NeMo checkpoint of `path`: itself, or an import of the Hugging Face checkpoint kept under `cache`.
+def import_folder() -> Path:
+    """Where imports of Hugging Face checkpoints are kept: $NEMO_TVKD_CACHE, or runs/imported here."""
+    return Path(os.environ.get("NEMO_TVKD_CACHE", "runs/imported"))
 
-    The import runs in a process of its own (it needs a world of one rank); its result is reused while the source's
-    weights are the same. Call it on one rank.
+
+def as_nemo(wanted: dict[str, tuple[Checkpoint, str]]) -> dict[str, Checkpoint]:
+    """NeMo checkpoints for each key's (checkpoint, tokenizer): itself, or its import (collective).
+
+    Rank 0 imports what is missing, in a process of its own (a conversion needs a world of one rank); every rank
+    learns where it is. An import is reused while the source's weights are the same.
+
+    Raises:
+        UserError: on every rank, what the import said.
     """
-    checkpoint = find_checkpoint(path, key)
+    outcome: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [{key: _imported(checkpoint, key, tok) for key, (checkpoint, tok) in wanted.items()}]
+        except UserError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], UserError):
+        raise outcome[0]
+    return outcome[0]
+
+
+def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
     if checkpoint.kind == "nemo":
         return checkpoint
-    output = cache / f"{checkpoint.path.resolve().name}-{weights_fingerprint(checkpoint)[:12]}"
-    if not output.exists():
-        _import_in_subprocess(checkpoint, output, tokenizer)
+    name = f"{checkpoint.path.resolve().name}-{weights_fingerprint(checkpoint)[:12]}"
+    if tokenizer:
+        name += f"-{hashlib.sha256(tokenizer.encode()).hexdigest()[:6]}"
+    output = import_folder() / name
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{output}.lock"):
+        if not output.exists():
+            _import_in_subprocess(checkpoint, output, tokenizer)
     return find_checkpoint(str(output), key)
 
 
 def _import_in_subprocess(checkpoint: Checkpoint, output: Path, tokenizer: str) -> None:
-    import subprocess
-
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC", "SLURM_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(launcher)}
     command = [sys.executable, "-m", "nemo_tvkd", "import-hf", f"source={checkpoint.path}", f"output={output}"]

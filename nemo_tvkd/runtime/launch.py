@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -17,21 +16,9 @@ import torch
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import cpu
+from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, EXIT_USER_ERROR, guarded, under_launcher
 
-EXIT_USER_ERROR = 2
-EXIT_PREEMPTED = 85
-
-
-class Preempted(Exception):
-    """A checkpoint is saved after a signal; the same command continues it (exit code 85)."""
-
-
-def under_launcher() -> bool:
-    """Whether torchrun or srun started this process as one of several ranks."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
-
-
-def _rank_variables() -> dict[str, int]:
+def rank_variables() -> dict[str, int]:
     """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
     env = os.environ
     if "RANK" in env:
@@ -56,7 +43,7 @@ def world_size(parallel: Any) -> int:
         parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     )
     if under_launcher():
-        world = _rank_variables()["world"]
+        world = rank_variables()["world"]
         if world % model:
             raise UserError(
                 f"{world} ranks were started but parallel.tensor_model_parallel_size x pipeline_model_parallel_size x "
@@ -78,7 +65,7 @@ def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> Non
         init_method: rendezvous URL; the launcher's environment when None.
     """
     cpu.prepare_nemo()
-    ranks = _rank_variables()
+    ranks = rank_variables()
     if not torch.distributed.is_initialized():
         if not cpu.on_cpu():
             torch.cuda.set_device(ranks["local_rank"])
@@ -116,11 +103,6 @@ def leave() -> None:
     parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-
-
-def is_rank_zero() -> bool:
-    """Whether this process speaks for the job: rank 0, or the only process."""
-    return _rank_variables()["rank"] == 0
 
 
 def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
@@ -180,26 +162,6 @@ def _exit_code(error: Any) -> int:
             file=sys.stderr,
         )
     return first.exitcode if first.exitcode > 0 else 1
-
-
-def guarded(entry: Callable[..., Any], *args: Any) -> int:
-    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line, from rank 0 alone."""
-    try:
-        entry(*args)
-    except UserError as error:
-        if os.environ.get("NEMO_TVKD_DEBUG") == "1":
-            traceback.print_exc()
-        elif is_rank_zero():
-            print(f"nemo-tvkd: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except Preempted as stop:
-        if is_rank_zero():
-            print(f"nemo-tvkd: {stop}", file=sys.stderr)
-        return EXIT_PREEMPTED
-    except Exception:
-        sys.stderr.write(f"nemo-tvkd: rank {_rank_variables()['rank']} failed\n{traceback.format_exc()}")
-        return 1
-    return 0
 
 
 def _import_before_fork() -> None:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from nemo_tvkd.data.batch import EpochStream, collate
 from nemo_tvkd.models.layers import uses_transformer_engine
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.launch import _rank_variables
+from nemo_tvkd.runtime.launch import rank_variables
 
 
 class JoinedEnvironment(ClusterEnvironment):
@@ -39,10 +39,10 @@ class JoinedEnvironment(ClusterEnvironment):
         return dist.get_rank()
 
     def local_rank(self) -> int:
-        return _rank_variables()["local_rank"]
+        return rank_variables()["local_rank"]
 
     def node_rank(self) -> int:
-        return dist.get_rank() // _rank_variables()["local_world"]
+        return dist.get_rank() // rank_variables()["local_world"]
 
     def set_world_size(self, size: int) -> None: ...
 
@@ -185,7 +185,7 @@ def trainer(
         use_te_rng_tracker=uses_transformer_engine(),
         restore_config=nl.RestoreConfig(path=str(prepared.student.path), load_optim_state=False) if restore else None,
     )
-    ranks = _rank_variables()
+    ranks = rank_variables()
     result = nl.Trainer(
         accelerator="cpu" if cpu.on_cpu() else "gpu",
         devices=ranks["local_world"],

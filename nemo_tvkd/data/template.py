@@ -1,0 +1,379 @@
+"""Text to token ids: a chat template (or the plain transcript) decides what the prompt is and where a response ends.
+
+The state after the prompt, s_1, is one state: chosen and rejected are always tokenised onto the same prompt ids. A
+response that was not cut ends with an end token; one that was cut does not, so that it never looks finished.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_tvkd.data.pairs import Row, Turn
+from nemo_tvkd.errors import UserError
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+
+LLAMA3_RANKS = 128_000
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|>",
+    "<|end_of_text|>",
+    "<|reserved_special_token_0|>",
+    "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>",
+    "<|step_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eom_id|>",
+    "<|eot_id|>",
+    "<|python_tag|>",
+    "<|image|>",
+    *(f"<|reserved_special_token_{i}|>" for i in range(2, 246)),
+)
+"""The 256 tokens after the ranks, in the order and with the names of PyPI's llama-models."""
+
+TEMPLATE_DATE = date(2024, 7, 26)
+"""What templates that print today's date are told: ids, and the scores bound to them, must be the same tomorrow."""
+
+
+def load_tokenizer(path: str, key: str = "student.tokenizer") -> Any:
+    """A `transformers` tokenizer from an HF directory, a sentencepiece `.model` file or Llama 3's `tokenizer.model`.
+
+    Raises:
+        UserError: `path` is none of them; names `key`.
+    """
+    place = Path(path).expanduser()
+    if not place.exists():
+        raise UserError(f"{key}: {path} does not exist")
+    if place.is_dir():
+        present = [name for name in TOKENIZER_FILES if (place / name).exists()]
+        if present == ["tokenizer.model"]:  # as Mistral and Meta publish it, with nothing beside it
+            return load_tokenizer(str(place / "tokenizer.model"), key)
+        if present:
+            return _from_directory(place, key)
+    else:
+        with place.open("rb") as file:
+            start = file.read(64)
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", start):
+            return _from_ranks(place, key)
+        if tokenizer := _from_sentencepiece(place, key):
+            return tokenizer
+    raise UserError(
+        f"{key}: {path} is no tokenizer: give a Hugging Face tokenizer's directory, a sentencepiece .model file "
+        "or Llama 3's tokenizer.model"
+    )
+
+
+def _from_directory(path: Path, key: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    except Exception as error:  # damaged files surface as whatever the tokenizer's class or its Rust core raises
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{key}: the tokenizer in {path} cannot be loaded: {reason}") from error
+
+
+def _from_sentencepiece(path: Path, key: str) -> Any | None:
+    """A Llama-style sentencepiece model as a fast tokenizer that gives sentencepiece's own ids; None if it is none."""
+    import sentencepiece
+    from transformers import LlamaTokenizerFast
+
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError):
+        return None
+    if (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) != (0, 1, 2):
+        raise UserError(f"{key}: {path} is no Llama-style sentencepiece model: unk, bos, eos must be the ids 0, 1, 2")
+    # Without add_prefix_space=True the converted tokenizer drops the space that sentencepiece puts before a text.
+    # legacy=True puts it behind <s> and </s> too ("<s> [INST]"), as Mistral's own v1 encoder does; models whose
+    # [INST] is a control token of its own (v2 on) have no space there.
+    has_controls = any(pieces.is_control(i) for i in range(3, min(pieces.vocab_size(), 1000)))
+    return LlamaTokenizerFast(vocab_file=str(path), add_prefix_space=True, legacy=not has_controls)
+
+
+def _from_ranks(path: Path, key: str) -> Any:
+    """Llama 3's tiktoken ranks as a fast tokenizer, special tokens and BOS as in the published one."""
+    from tiktoken.load import load_tiktoken_bpe
+    from tokenizers import processors  # type: ignore[import-untyped]
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    try:
+        # tiktoken caches a file under its path, whatever becomes of the file; the hash makes it look again, and the
+        # converter below, which cannot pass one, finds the right copy
+        ranks = load_tiktoken_bpe(str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+    except ValueError as error:
+        raise UserError(f"{key}: {path} is a damaged list of BPE ranks: {error}") from error
+    if sorted(ranks.values()) != list(range(LLAMA3_RANKS)):
+        raise UserError(f"{key}: {path} has {len(ranks)} BPE ranks; Llama 3's tokenizer.model has {LLAMA3_RANKS}")
+    backend = TikTokenConverter(vocab_file=str(path), additional_special_tokens=list(LLAMA3_SPECIAL)).converted()
+    bos, eos, pad = LLAMA3_SPECIAL[0], LLAMA3_SPECIAL[1], LLAMA3_SPECIAL[4]
+    add_bos = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=[(bos, LLAMA3_RANKS)])
+    backend.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), add_bos])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False
+    )
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """sha256 over the vocabulary and the ids of bos, eos and unk: the same wherever the tokenizer was loaded from.
+
+    The padding token is left out: it never reaches a model here, and many copies of a tokenizer differ in it alone.
+    """
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id]
+    text = json.dumps([sorted(tokenizer.get_vocab().items()), special])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenized:
+    """One pair (or example) as token ids."""
+
+    prompt_ids: np.ndarray
+    """int32 [P], P >= 1: the same ids for both responses."""
+    chosen_ids: np.ndarray
+    """int32 [T_w], T_w >= 1: the end token is the last unless the response was cut."""
+    rejected_ids: np.ndarray | None
+    """int32 [T_l]; None for an example."""
+    pair_id: str
+    """32 hex digits of sha256 over the lengths and ids of prompt, chosen and rejected."""
+    source: str
+    truncated: bool
+    """Whether the prompt or a response was cut."""
+    chosen_reward: float | None = None
+    rejected_reward: float | None = None
+
+
+@dataclass
+class TokenizeReport:
+    """Rows kept, prompts and single responses cut to length, and the bad rows ("file:line: what is wrong")."""
+
+    pairs: int = 0
+    prompts_truncated: int = 0
+    responses_truncated: int = 0
+    bad: list[str] = field(default_factory=list)
+
+
+class Template:
+    """How rows become ids: `name` for people, `fingerprint` (sha256 of the template's text, or "plain") for machines.
+
+    `chat_template` is "auto" (the tokenizer's own, else the plain transcript), "tokenizer", "plain", or the path of a
+    jinja file. `extra_end_ids` are further tokens that end a response (a model's generation config may name several).
+
+    Raises:
+        UserError: no such template, or one with a syntax error; names data.chat_template.
+    """
+
+    def __init__(self, tokenizer: Any, chat_template: str = "auto", extra_end_ids: Sequence[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.name, self._text = _template_text(tokenizer, chat_template)
+        self.fingerprint = "plain" if self._text is None else hashlib.sha256(self._text.encode()).hexdigest()
+        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self._eos is None:
+            raise UserError("student.tokenizer: the tokenizer has no end-of-sequence token to end a response with")
+        added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+        # BOS and UNK are special too, but end nothing
+        ends = {*tokenizer.all_special_ids, *added} - {self._bos, tokenizer.unk_token_id}
+        self._end_ids = frozenset(ends | {self._eos, *extra_end_ids})
+        self._lead = self._leading_ids()
+        self._check_syntax()
+
+    def encode(self, row: Row, max_length: int, max_prompt_length: int | None) -> Tokenized:
+        """The row's ids: at most `max_length` for prompt and response, at most `max_prompt_length` for the prompt.
+
+        A longer prompt keeps BOS and its last tokens; a longer response is cut on the right, without an end token.
+        With no limit of its own (None, or one that leaves a single token) a prompt is never cut.
+
+        Raises:
+            UserError: a row that cannot be used: its prompt fills `max_length`, the template refuses it or renders it
+                in a way that has no response in it, chosen and rejected have the same ids.
+        """
+        return self._encode(row, max_length, max_prompt_length)[0]
+
+    def _encode(self, row: Row, max_length: int, max_prompt_length: int | None) -> tuple[Tokenized, int, int]:
+        """The row's ids, and how many prompts (0 or 1) and responses (0 to 2) were cut."""
+        prompt, replies = self._plain(row) if self._text is None else self._chat(row)
+        if not prompt:
+            raise UserError(f"{row.source}: the prompt has no tokens")
+        if self._bos is not None and prompt[:2] == [self._bos] * 2:
+            raise UserError(
+                f"{row.source}: data.chat_template={self.name}: the prompt starts with {self.tokenizer.bos_token} twice"
+            )
+        prompt, prompt_cut = self._cut_prompt(prompt, max_length, max_prompt_length)
+        room = max_length - len(prompt)
+        if room < 1:
+            raise UserError(f"{row.source}: the prompt's {len(prompt)} tokens fill data.max_length={max_length}")
+        ended = [self._end(reply) for reply in replies]
+        ids = [np.array(reply[:room], dtype=np.int32) for reply in ended]
+        if len(ids) == 2 and np.array_equal(ids[0], ids[1]):
+            raise UserError(f"{row.source}: chosen and rejected have the same {len(ids[0])} token ids")
+        cut = sum(len(reply) > room for reply in ended)
+        prompt_ids = np.array(prompt, dtype=np.int32)
+        rejected_ids = ids[1] if len(ids) == 2 else None
+        tokenized = Tokenized(
+            prompt_ids=prompt_ids,
+            chosen_ids=ids[0],
+            rejected_ids=rejected_ids,
+            pair_id=_pair_id(prompt_ids, ids[0], rejected_ids),
+            source=row.source,
+            truncated=prompt_cut or cut > 0,
+            chosen_reward=row.chosen_reward,
+            rejected_reward=row.rejected_reward,
+        )
+        return tokenized, int(prompt_cut), cut
+
+    def _plain(self, row: Row) -> tuple[list[int], list[list[int]]]:
+        texts = [text for text in (row.plain_chosen, row.plain_rejected) if text is not None]
+        prompt = self._ids(row.plain_prompt)
+        return self._lead + prompt, self._continue(row.plain_prompt, prompt, [row.plain_prompt + t for t in texts])
+
+    def _chat(self, row: Row) -> tuple[list[int], list[list[int]]]:
+        prompt = self._render(row.messages, True, row.source)
+        wholes = []
+        for reply in (row.chosen, row.rejected):
+            if reply is None:
+                continue
+            whole = self._render((*row.messages, {"role": "assistant", "content": reply}), False, row.source)
+            if not whole.startswith(prompt):
+                raise UserError(
+                    f"{row.source}: data.chat_template={self.name}: the prompt with its generation prompt is not how "
+                    "the whole conversation starts, so the response cannot be told from it"
+                )
+            wholes.append(whole)
+        ids = self._ids(prompt)
+        return ids, self._continue(prompt, ids, wholes)
+
+    def _continue(self, prompt: str, prompt_ids: list[int], wholes: list[str]) -> list[list[int]]:
+        """The responses' ids: read in place where that leaves the prompt's ids as they are, else by themselves.
+
+        In place, or a tokenizer that puts a space before every text would see two. Both responses the same way, or
+        the way itself could tell them apart.
+        """
+        ids = [self._ids(whole) for whole in wholes]
+        if all(whole[: len(prompt_ids)] == prompt_ids for whole in ids):
+            return [whole[len(prompt_ids) :] for whole in ids]
+        return [self._ids(whole[len(prompt) :]) for whole in wholes]
+
+    def _end(self, ids: list[int]) -> list[int]:
+        """A response with exactly its end: what templates print behind the end token (a newline) is no part of it."""
+        end = len(ids)
+        while end and ids[end - 1] not in self._end_ids and not self.tokenizer.decode([ids[end - 1]]).strip():
+            end -= 1
+        if end and ids[end - 1] in self._end_ids:
+            return ids[:end]
+        return [*ids, self._eos]
+
+    def _cut_prompt(self, ids: list[int], max_length: int, max_prompt_length: int | None) -> tuple[list[int], bool]:
+        limit = max_length - 1 if max_prompt_length is None else max_prompt_length
+        if limit >= max_length - 1 or len(ids) <= limit:
+            return ids, False
+        kept = ids[:1] if ids[0] == self._bos else []
+        return kept + ids[len(ids) - (limit - len(kept)) :], True
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _leading_ids(self) -> list[int]:
+        """What the tokenizer puts before a text by itself (BOS, mostly)."""
+        bare, full = self._ids("a"), self.tokenizer("a")["input_ids"]
+        start = next((i for i in range(len(full)) if full[i : i + len(bare)] == bare), 0)
+        return full[:start]
+
+    def _render(self, messages: Sequence[Turn], generation_prompt: bool, source: str) -> str:
+        try:
+            return self._apply(messages, generation_prompt)
+        except Exception as error:  # a template is a program: it refuses with raise_exception or fails in any way
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{source}: data.chat_template={self.name} refuses the conversation: {reason}") from error
+
+    def _apply(self, messages: Sequence[Turn], generation_prompt: bool) -> str:
+        return self.tokenizer.apply_chat_template(
+            list(messages),
+            chat_template=self._text,
+            add_generation_prompt=generation_prompt,
+            tokenize=False,
+            strftime_now=TEMPLATE_DATE.strftime,
+        )
+
+    def _check_syntax(self) -> None:
+        from jinja2 import TemplateError, TemplateSyntaxError
+
+        if self._text is None:
+            return
+        try:
+            self._apply([{"role": "user", "content": "a"}], True)
+        except TemplateSyntaxError as error:
+            raise UserError(f"data.chat_template={self.name}: line {error.lineno}: {error.message}") from error
+        except (TemplateError, TypeError, ValueError, LookupError):
+            return  # it may want other turns than this one; real rows will tell, by name
+
+
+def _template_text(tokenizer: Any, setting: str) -> tuple[str, str | None]:
+    """(name, template text or None for the plain transcript) of a data.chat_template setting."""
+    if setting == "plain" or (setting == "auto" and not tokenizer.chat_template):
+        return "plain", None
+    if setting in ("auto", "tokenizer"):
+        if not tokenizer.chat_template:
+            raise UserError(
+                "data.chat_template=tokenizer: the tokenizer has no chat template; give a jinja file or plain"
+            )
+        try:
+            return "tokenizer", tokenizer.get_chat_template()
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"data.chat_template={setting}: {reason}") from error
+    try:
+        return setting, Path(setting).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"data.chat_template={setting} is none of auto, plain, tokenizer and no readable jinja file"
+        ) from error
+
+
+def _pair_id(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray | None) -> str:
+    """Lengths (int64, -1 for no rejected response), then ids (int32), all little-endian."""
+    parts = [prompt, chosen, np.empty(0, dtype=np.int32) if rejected is None else rejected]
+    lengths = np.array([len(prompt), len(chosen), -1 if rejected is None else len(rejected)], dtype="<i8")
+    data = lengths.tobytes() + b"".join(part.astype("<i4").tobytes() for part in parts)
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def tokenize_rows(
+    rows: Iterable[Row],
+    template: Template,
+    *,
+    max_length: int,
+    max_prompt_length: int | None,
+    on_bad_row: str = "error",
+) -> tuple[list[Tokenized], TokenizeReport]:
+    """Encode `rows` in order.
+
+    Raises:
+        UserError: the first bad row if `on_bad_row` is "error"; with "skip", nothing but bad rows.
+    """
+    if on_bad_row not in ("error", "skip"):
+        raise UserError(f"data.on_bad_row={on_bad_row} is none of error, skip")
+    kept: list[Tokenized] = []
+    report = TokenizeReport()
+    for row in rows:
+        try:
+            tokenized, prompts_cut, responses_cut = template._encode(row, max_length, max_prompt_length)
+        except UserError as error:
+            if on_bad_row == "error":
+                raise
+            report.bad.append(str(error))
+            continue
+        kept.append(tokenized)
+        report.prompts_truncated += prompts_cut
+        report.responses_truncated += responses_cut
+    if report.bad and not kept:
+        raise UserError(f"each of the {len(report.bad)} rows is bad; the first: {report.bad[0]}")
+    report.pairs = len(kept)
+    return kept, report

@@ -1,0 +1,54 @@
+"""`nemo-tvkd import-hf` and `nemo-tvkd export-hf`."""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.models.hf import check_architecture, find_checkpoint
+
+
+def import_main(config: Any) -> int:
+    """Hugging Face to NeMo; mistakes are found before NeMo is imported."""
+    source = find_checkpoint(config.source, "source")
+    if source.kind != "hf":
+        raise UserError(f"source: {config.source} is a NeMo checkpoint already")
+    check_architecture(source.config, "source")
+    output = _new(config.output)
+    _join_alone()
+    from nemo_tvkd.runtime.checkpoints import import_hf
+
+    import_hf(source, output, config.tokenizer)
+    print(f"{output}: NeMo checkpoint of {config.source}")
+    return 0
+
+
+def export_main(config: Any) -> int:
+    """NeMo to Hugging Face."""
+    checkpoint = find_checkpoint(config.checkpoint, "checkpoint")
+    if checkpoint.kind != "nemo":
+        raise UserError(f"checkpoint: {config.checkpoint} is a Hugging Face directory already")
+    output = _new(config.output)
+    _join_alone()
+    from nemo_tvkd.runtime.checkpoints import export_hf
+
+    export_hf(checkpoint, output)
+    print(f"{output}: Hugging Face checkpoint of {checkpoint.path}")
+    return 0
+
+
+def _new(output: str) -> Path:
+    if not output:
+        raise UserError("output is not set: give the directory to make")
+    if Path(output).exists():
+        raise UserError(f"output: {output} exists; remove it or choose another name")
+    return Path(output)
+
+
+def _join_alone() -> None:
+    """A conversion is a world of one rank."""
+    from nemo_tvkd.config import ParallelConfig
+    from nemo_tvkd.runtime import launch
+
+    if launch.under_launcher():
+        raise UserError("conversions run as one process: start them without srun or torchrun")
+    launch.join(ParallelConfig())

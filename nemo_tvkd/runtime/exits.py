@@ -1,0 +1,52 @@
+"""How a process ends: exit codes, one line for a user's mistake, a traceback that names its rank for a crash."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from nemo_tvkd.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 85
+
+
+class Preempted(Exception):
+    """A checkpoint is saved after a signal; the same command continues it (exit code 85)."""
+
+
+def under_launcher() -> bool:
+    """Whether torchrun or srun started this process as one of several ranks."""
+    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+
+
+def rank() -> int:
+    """This process's rank as its launcher set it; 0 without a launcher."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    return int(os.environ["SLURM_PROCID"]) if under_launcher() else 0
+
+
+def is_rank_zero() -> bool:
+    """Whether this process speaks for the job."""
+    return rank() == 0
+
+
+def guarded(entry: Callable[..., int | None], *args: Any) -> int:
+    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line, from rank 0 alone."""
+    try:
+        return entry(*args) or 0
+    except UserError as error:
+        if os.environ.get("NEMO_TVKD_DEBUG") == "1":
+            traceback.print_exc()
+        elif is_rank_zero():
+            print(f"nemo-tvkd: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Preempted as stop:
+        if is_rank_zero():
+            print(f"nemo-tvkd: {stop}", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except Exception:
+        sys.stderr.write(f"nemo-tvkd: rank {rank()} failed\n{traceback.format_exc()}")
+        return 1

@@ -1,0 +1,18 @@
+"""Shared fixtures: the rank pool, tiny checkpoints, real data and tokenizers."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from rank_pool import RankPool
+
+
+@pytest.fixture(scope="session")
+def pool() -> Iterator[RankPool]:
+    pool = RankPool()
+    yield pool
+    pool.stop()
