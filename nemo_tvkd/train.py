@@ -100,8 +100,9 @@ class _Run:
         from nemo_tvkd.runtime.trainer import optimizer
 
         dtype = torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32
+        # Weights come from a checkpoint, but Megatron marks them as tensor-parallel only where it initialises them,
+        # and without the marks its gradient norm leaves out all but the first rank's.
         architecture = model_config(self.prepared.student.config, "student.path", dtype)
-        architecture.perform_initialization = False  # every weight comes from a checkpoint
         model = PolicyModel(architecture, optim=optimizer(self.config, self.prepared.max_steps))
         model.train_on(self.objective)
         return model

@@ -97,20 +97,25 @@ class RankPool:
         for _, pipe in chosen:
             pipe.send((layout.world, rendezvous, layout, function, arguments))
         results: dict[int, Any] = {}
+        failures: dict[int, str] = {}
         deadline = time.monotonic() + timeout
-        while len(results) < len(chosen):
-            waiting = {pipe: rank for rank, (_, pipe) in enumerate(chosen) if rank not in results}
+        while len(results) + len(failures) < len(chosen):
+            waiting = {p: r for r, (_, p) in enumerate(chosen) if r not in results and r not in failures}
             ready = wait(list(waiting), timeout=max(deadline - time.monotonic(), 0))
             if not ready:
-                self._fail(f"ranks {sorted(waiting.values())} did not answer within {timeout} s", chosen)
+                failures |= {r: f"did not answer within {timeout if not failures else 5} s" for r in waiting.values()}
             for pipe in ready:
+                rank = waiting[pipe]  # type: ignore[index]
                 try:
                     done, value = pipe.recv()  # type: ignore[union-attr]
                 except EOFError:
-                    self._fail(f"rank {waiting[pipe]} died", chosen)  # type: ignore[index]
-                if not done:
-                    self._fail(f"rank {waiting[pipe]} raised\n{value}", chosen)  # type: ignore[index]
-                results[waiting[pipe]] = value  # type: ignore[index]
+                    done, value = False, "died"
+                (results if done else failures)[rank] = value
+            if failures:  # the others fail too, or wait for it for ever: hear them, but not for long
+                deadline = min(deadline, time.monotonic() + 5)
+        if failures:
+            cause_first = sorted(failures.items(), key=lambda item: "Connection closed by peer" in item[1])
+            self._fail("\n".join(f"rank {r}: {f}" for r, f in cause_first), chosen)
         return [results[rank] for rank in range(layout.world)]
 
     def _start(self) -> None:
@@ -119,7 +124,7 @@ class RankPool:
         for rank in range(SIZE):
             ours, theirs = self.context.Pipe()
             log = str(self.logs / f"rank-{rank}.log")
-            process = self.context.Process(target=_serve, args=(rank, theirs, log), daemon=True)
+            process = self.context.Process(target=_serve, args=(rank, theirs, log))
             process.start()
             theirs.close()
             self.workers.append((process, ours))

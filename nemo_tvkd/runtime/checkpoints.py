@@ -24,6 +24,7 @@ from nemo.lightning.io.state import _ModelState
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.architecture import CausalLMConfig, model_config
+from nemo_tvkd.models.frozen import load_weights
 from nemo_tvkd.models.hf import (
     HF_SIDE_DIR,
     PROVENANCE,
@@ -94,22 +95,28 @@ class PolicyExporter(HFLlamaExporter):
         return False
 
     def apply(self, output_path: Path) -> Path:
-        source = find_checkpoint(str(self), "checkpoint")
-        from nemo_tvkd.models.frozen import load_weights
-
-        config = source.config
-        dtype = getattr(config, "torch_dtype", None) or torch.float32
-        nemo_config = model_config(config, "checkpoint", dtype)
-        nemo_config.perform_initialization = False
-        nemo_config.use_cpu_initialization = True
-        module = nemo_config.configure_model(tokenizer=None)
-        load_weights(module, source)
-        target = self.convert_state(module, self.init(dtype))
-        state = target.state_dict()
-        if config.tie_word_embeddings:
-            state.pop("lm_head.weight", None)
-        target.save_pretrained(output_path, state_dict=state)
+        target = self._converted()
+        target.save_pretrained(output_path, state_dict=_own_weights(target))
         return output_path
+
+    def _converted(self) -> Any:
+        """The Hugging Face model with this checkpoint's weights."""
+        source = find_checkpoint(str(self), "checkpoint")
+        dtype = getattr(source.config, "torch_dtype", None) or torch.float32
+        config = model_config(source.config, "checkpoint", dtype)
+        config.perform_initialization = False
+        config.use_cpu_initialization = True
+        module = config.configure_model(tokenizer=None)
+        load_weights(module, source)
+        return self.convert_state(module, self.init(dtype))
+
+
+def _own_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict without the output layer where it is the embedding."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
 
 
 def _pad_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:

@@ -44,6 +44,7 @@ def prepare_nemo() -> None:
     """Import NeMo with :func:`enable` in force and mend what it builds from CUDA devices. About 10 s the first time."""
     enable()
     _quiet_nemo()
+    _save_without_manager()
     if not on_cpu():
         return
     import nemo.lightning.io.pl as checkpoint_io
@@ -52,6 +53,18 @@ def prepare_nemo() -> None:
     checkpoint_io._fix_tensors_device = lambda checkpoint: checkpoint
     # Megatron's CUDA RNG tracker cannot fork CPU generators; dropout is off, so the no-op tracker is exact.
     random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+
+
+def _save_without_manager() -> None:
+    """Checkpoints are saved synchronously, so results pass through a queue in this process.
+
+    Megatron would start a manager process per rank (seconds, and an orphan if the rank is killed).
+    """
+    import queue
+
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    filesystem_async._results_queue = queue.Queue()
 
 
 def _is_cuda(value: Any) -> bool:

@@ -99,7 +99,9 @@ def _init_model_parallel(parallel: Any, seed: int, ranks: dict[str, int]) -> Non
 def leave() -> None:
     """Undo :func:`join`."""
     from megatron.core import parallel_state
+    from megatron.core.num_microbatches_calculator import unset_num_microbatches_calculator
 
+    unset_num_microbatches_calculator()
     parallel_state.destroy_model_parallel()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
