@@ -70,7 +70,7 @@ def train_task(
 
     def with_hooks(self: Any, model: Any, scorer: Any) -> list[Any]:
         extra = [GradientDump(gradients)] if gradients else []
-        return original(self, model, scorer) + extra + ([hook] if hook else [])
+        return original(self, model, scorer) + extra + ([hook()] if hook else [])
 
     train._Run._callbacks = with_hooks  # type: ignore[method-assign]
     try:

@@ -1,0 +1,227 @@
+"""Whole runs: the same curve at every layout, repeated bit for bit, resumed exactly, stopped cleanly."""
+
+import json
+import os
+import signal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference as ref
+from rank_pool import Layout, RankPool
+from training import VOCAB, make_items, run_training
+
+LAYOUTS = [Layout(tp=2), Layout(pp=2), Layout(tp=2, sp=True), Layout(tp=2, pp=2), Layout(dp=2)]
+STEPS = 5
+OPTIONS = ["algorithm.beta=0.1", "algorithm.shaping.gamma=0.95", "optim.weight_decay=0.1", "optim.schedule=cosine"]
+
+
+@pytest.fixture(scope="module")
+def five_steps() -> list[ref.RefPair]:
+    return ref.random_pairs(11, 4 * STEPS, VOCAB)
+
+
+def curve(pool: RankPool, models: Any, pairs: list, folder: Path, layout: Layout, micro: int = 1, **kwargs: Any) -> list:
+    arguments: dict[str, Any] = {
+        "algorithm": "tvkd",
+        "student": models.paths["student"],
+        "items": make_items(pairs),
+        "frozen": {"teacher": models.paths["teacher"]},
+        "steps": STEPS,
+    }
+    arguments |= kwargs
+    options = [*OPTIONS, f"trainer.micro_batch_size={micro}", *arguments.pop("options", [])]
+    return run_training(pool, layout, folder, options=options, **arguments)
+
+
+@pytest.fixture(scope="module")
+def reference_curve(models: Any, five_steps: list[ref.RefPair]) -> list[float]:
+    """The losses of the five steps in float64, by transformers and torch.optim alone."""
+    import math
+
+    rates = [1e-3 * 0.5 * (1 + math.cos(math.pi * step / STEPS)) for step in range(STEPS)]
+    batches = [five_steps[4 * i : 4 * i + 4] for i in range(STEPS)]
+    losses = [
+        lambda m, b=batch: ref.tvkd_loss(m, models.teacher, b, beta=0.1, alpha=0.7, gamma=0.95)[0] for batch in batches
+    ]
+    return ref.adamw_losses(
+        models.student, losses, lr=rates, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, clip_grad=1.0
+    )
+
+
+@pytest.mark.parametrize("layout", [Layout(), *LAYOUTS], ids=lambda layout: layout.name)
+def test_five_step_curve_is_the_reference_at_every_layout(
+    pool: RankPool, models: Any, five_steps: list, reference_curve: list[float], tmp_path: Path, layout: Layout
+) -> None:
+    rows = curve(pool, models, five_steps, tmp_path, layout)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[0]["loss"] == pytest.approx(reference_curve[0], rel=1e-5)
+    assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=1e-4)
+
+
+def test_micro_batches_do_not_matter(
+    pool: RankPool, models: Any, five_steps: list, reference_curve: list[float], tmp_path: Path
+) -> None:
+    for micro in (2, 4):
+        rows = curve(pool, models, five_steps, tmp_path / str(micro), Layout(tp=2), micro)
+        assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=1e-4)
+
+
+def test_the_same_command_repeats_bit_for_bit(
+    pool: RankPool, models: Any, five_steps: list, tmp_path: Path
+) -> None:
+    first = curve(pool, models, five_steps, tmp_path / "a", Layout(tp=2, pp=2), options=["data.shuffle=true"])
+    again = curve(pool, models, five_steps, tmp_path / "b", Layout(tp=2, pp=2), options=["data.shuffle=true"])
+    assert without_speed(first) == without_speed(again)
+
+
+def without_speed(rows: list[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "tokens_per_second"} for row in rows]
+
+
+def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
+    """Task: fill a score store."""
+    from nemo_tvkd.config import compose
+    from nemo_tvkd.models.hf import find_checkpoint
+    from nemo_tvkd.scores import job
+    from nemo_tvkd.scores.store import Identity, data_fingerprint
+
+    config = compose("score", overrides)
+    what = tuple(sorted(config.score.what))
+    ids = data_fingerprint([row.pair_id for row in rows])
+    identity = Identity(
+        model=checkpoint,
+        weights="w",
+        tokenizer="t",
+        chat_template="c",
+        what=what,
+        value_kind="soft_value",
+        temperature=config.score.temperature,
+        max_length=99,
+        max_prompt_length=98,
+        data=ids,
+    )
+    found = find_checkpoint(checkpoint, "score.model")
+    job.score(config, job.ScoringJob(found, rows, identity, 0), found)
+
+
+def test_cached_equals_online(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
+    """Teacher and reference from a store written at another layout, against both in the job."""
+    from nemo_tvkd.prepare import _with_scores
+    from nemo_tvkd.scores.store import ScoreStore
+
+    items = make_items(five_steps)
+    layout = Layout(pp=2, dp=2)
+    overrides = [*layout.overrides(), f"score.output={tmp_path / 'store'}", "score.what=[value,logprob]"]
+    overrides += ["score.precision=fp32", "score.temperature=0.1", "score.micro_batch_size=3", "score.part_size=6"]
+    pool.run(layout, score_task, overrides, [i.tokens for i in items], str(models.paths["teacher"]))
+    store = ScoreStore.open(tmp_path / "store")
+    cached = _with_scores([i.tokens for i in items], {"teacher": store, "reference": store})
+    both = {"teacher": models.paths["teacher"], "reference": models.paths["teacher"]}
+    options = ["algorithm.use_reference=true"]
+    layout = Layout(tp=2, pp=2)
+    online = curve(pool, models, five_steps, tmp_path / "online", layout, frozen=both, options=options)
+    offline = curve(pool, models, five_steps, tmp_path / "cached", layout, frozen={}, items=cached, options=options)
+    for a, b in zip(online, offline, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["shaping/margins"] == pytest.approx(b["shaping/margins"], rel=1e-5, abs=1e-5)
+
+
+RESUME = ["data.shuffle=true", "optim.schedule=constant"]
+
+
+def test_six_steps_are_three_and_three(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
+    layout = Layout(tp=2, pp=2)
+    whole = curve(pool, models, five_steps, tmp_path / "whole", layout, steps=6, options=RESUME)
+    folder = tmp_path / "parts"
+    curve(pool, models, five_steps, folder, layout, steps=3, options=RESUME)
+    unfinished = folder / "checkpoints" / ".step-00000005" / "weights"
+    unfinished.mkdir(parents=True)
+    with open(folder / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 4, "loss": 123.0}\n{"step": 5, "lo')  # what a killed run leaves
+    rows = curve(pool, models, five_steps, folder, layout, steps=6, options=RESUME)
+    assert without_speed(rows) == without_speed(whole)
+    assert not unfinished.exists()
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["step-00000003", "step-00000006"]
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sp=True), Layout(pp=2, dp=2)], ids=lambda lay: lay.name)
+def test_resume_at_another_layout(
+    pool: RankPool, models: Any, five_steps: list, tmp_path: Path, layout: Layout
+) -> None:
+    whole = curve(pool, models, five_steps, tmp_path / "whole", Layout(tp=2, pp=2), steps=6, options=RESUME)
+    curve(pool, models, five_steps, tmp_path / "parts", Layout(tp=2, pp=2), steps=3, options=RESUME)
+    rows = curve(pool, models, five_steps, tmp_path / "parts", layout, steps=6, options=RESUME)
+    assert [r["loss"] for r in rows] == pytest.approx([r["loss"] for r in whole], rel=1e-4)
+    assert [r["grad_norm"] for r in rows] == pytest.approx([r["grad_norm"] for r in whole], rel=1e-3)
+
+
+def test_checkpoints_are_kept_and_pruned(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
+    options = ["trainer.save_interval=1", "trainer.keep_checkpoints=2"]
+    curve(pool, models, five_steps, tmp_path, Layout(), options=options)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000004", "step-00000005"]
+
+
+def signal_at_step(signum: int, step: int, rank: int) -> Any:
+    """A callback that sends this process a signal during a step, on one rank."""
+    import lightning.pytorch as pl
+    import torch.distributed as dist
+
+    class SignalAtStep(pl.Callback):
+        def on_before_optimizer_step(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step + 1 == step and dist.get_rank() == rank:
+                os.kill(os.getpid(), signum)
+
+    return SignalAtStep()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_one_rank_saves_and_stops_all(
+    pool: RankPool, models: Any, five_steps: list, tmp_path: Path, signum: int
+) -> None:
+    whole = curve(pool, models, five_steps, tmp_path / "whole", Layout(tp=2), options=RESUME)
+    with pytest.raises(AssertionError, match="Preempted: stopped by a signal after step 2"):
+        curve(
+            pool,
+            models,
+            five_steps,
+            tmp_path / "run",
+            Layout(tp=2),
+            options=RESUME,
+            hook=partial(signal_at_step, signum, step=2, rank=1),
+        )
+    rows = curve(pool, models, five_steps, tmp_path / "run", Layout(tp=2), options=RESUME)
+    assert without_speed(rows) == without_speed(whole)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
+    pool: RankPool, models: Any, five_steps: list, tmp_path: Path
+) -> None:
+    items = make_items(five_steps)
+    for index, item in enumerate(items):
+        tokens = item.tokens
+        item.teacher_values = tuple(
+            np.full(len(ids) + 1, np.nan if index == 13 else 1.0, dtype=np.float32)
+            for ids in (tokens.chosen_ids, tokens.rejected_ids)
+        )
+    options = ["trainer.save_interval=2"]
+    with pytest.raises(AssertionError) as stopped:
+        curve(pool, models, five_steps, tmp_path, Layout(tp=2, pp=2), items=items, frozen={}, options=options)
+    message = str(stopped.value)
+    assert message.count("UserError: the loss is not finite at step 4") == 4, "every rank stops, none hangs"
+    assert "step-00000002" in message
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_packing_fillers_change_nothing(pool: RankPool, models: Any, tmp_path: Path) -> None:
+    """Rows whose length is no multiple of TP get a filler sequence under sequence parallelism."""
+    pairs = [ref.RefPair([5, 6, 7], [8, 2], [9, 10, 2]), ref.RefPair([5], [2], [11, 12, 13, 2])]
+    expected = ref.tvkd_loss(models.student, models.teacher, pairs, beta=0.1, alpha=0.7, gamma=0.95)[0]
+    options = ["trainer.global_batch_size=2"]
+    for layout in (Layout(), Layout(tp=2, sp=True)):
+        rows = curve(pool, models, pairs, tmp_path / layout.name, layout, steps=1, options=options)
+        assert rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
