@@ -43,7 +43,7 @@ def enable() -> None:
 def prepare_nemo() -> None:
     """Import NeMo with :func:`enable` in force and mend what it builds from CUDA devices. About 10 s the first time."""
     enable()
-    _quiet_nemo()
+    _import_quietly()
     _save_without_manager()
     if not on_cpu():
         return
@@ -129,17 +129,26 @@ def _patch_cuda_module() -> None:
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self  # type: ignore[method-assign]
 
 
-def _quiet_nemo() -> None:
-    """NeMo, Lightning and Megatron log hundreds of lines per start; errors and our own lines stay."""
+def _import_quietly() -> None:
+    """Import NeMo; it, Lightning and Megatron log hundreds of lines per run. Errors and our own lines stay."""
     import logging
     import warnings
 
-    if os.environ.get("NEMO_TVKD_DEBUG") == "1":
+    quiet = os.environ.get("NEMO_TVKD_DEBUG") != "1"
+    if quiet:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        warnings.filterwarnings("ignore")
+        logging.disable(logging.WARNING)
+    try:
+        import transformers
+        from nemo.collections import llm  # noqa: F401
+        from nemo.utils import logging as nemo_logging
+    finally:
+        logging.disable(logging.NOTSET)
+    if not quiet:
         return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "megatron", "torch.distributed", "nv_one_logger"):
+    noisy = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
+    for name in (*noisy, "megatron", "nv_one_logger", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    from nemo.utils import logging as nemo_logging
-
+    transformers.utils.logging.set_verbosity_error()
     nemo_logging.setLevel(logging.ERROR)

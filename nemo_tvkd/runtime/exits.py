@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ from nemo_tvkd.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 85
+PEER_GRACE_SECONDS = 3.0
 
 
 class Preempted(Exception):
@@ -47,6 +49,16 @@ def guarded(entry: Callable[..., int | None], *args: Any) -> int:
         if is_rank_zero():
             print(f"nemo-tvkd: {stop}", file=sys.stderr)
         return EXIT_PREEMPTED
-    except Exception:
+    except Exception as error:
+        if _lost_a_peer(error):
+            # Not this rank's fault: let the launcher see the rank that died first, and its error instead of ours.
+            print(f"nemo-tvkd: rank {rank()} lost contact with another rank and stops", file=sys.stderr, flush=True)
+            time.sleep(PEER_GRACE_SECONDS)
+            return 1
         sys.stderr.write(f"nemo-tvkd: rank {rank()} failed\n{traceback.format_exc()}")
         return 1
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    text = str(error)
+    return any(sign in text for sign in ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError"))

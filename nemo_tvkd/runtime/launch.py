@@ -4,7 +4,9 @@ Under torchrun or srun a command joins what is there. Otherwise a command that n
 with torch's elastic agent; the first rank that dies ends the others, and its error and exit code are the command's.
 """
 
+import logging
 import os
+import signal
 import socket
 import sys
 import tempfile
@@ -16,7 +18,7 @@ import torch
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, EXIT_USER_ERROR, guarded, under_launcher
+from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, guarded, under_launcher
 
 def rank_variables() -> dict[str, int]:
     """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
@@ -111,17 +113,33 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     """Run `entry(*args)` on `ranks` ranks and return the exit code.
 
     Under a launcher, or with one rank, it runs here. Otherwise the ranks are started on this machine: forked on the
-    CPU (so that NeMo is imported once), spawned with CUDA.
+    CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1 and SIGTERM reach the ranks.
     """
     if under_launcher() or ranks == 1:
         return guarded(entry, *args)
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if cpu.on_cpu():
         _import_before_fork()
-    config = LaunchConfig(
+    signal.signal(signal.SIGUSR1, _forward_to_children)
+    try:
+        elastic_launch(_launch_config(ranks), _rank_main)(entry, args)
+    except ChildFailedError as error:
+        return _exit_code(error)
+    except SignalException as stop:
+        return EXIT_PREEMPTED if stop.sigval == signal.SIGTERM else 128 + int(stop.sigval)
+    return 0
+
+
+def _launch_config(ranks: int) -> Any:
+    from torch.distributed.launcher.api import LaunchConfig
+
+    if os.environ.get("NEMO_TVKD_DEBUG") != "1":  # the ranks say themselves what went wrong
+        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
@@ -133,11 +151,13 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
         monitor_interval=0.2,
         start_method="fork" if cpu.on_cpu() else "spawn",
     )
-    try:
-        elastic_launch(config, _rank_main)(entry, args)
-    except ChildFailedError as error:
-        return _exit_code(error)
-    return 0
+
+
+def _forward_to_children(signum: int, frame: Any) -> None:
+    import psutil
+
+    for child in psutil.Process().children():
+        child.send_signal(signum)
 
 
 def _rank_main(entry: Callable[..., Any], args: tuple) -> None:
@@ -150,20 +170,15 @@ def _rank_main(entry: Callable[..., Any], args: tuple) -> None:
 
 
 def _exit_code(error: Any) -> int:
-    """The command's exit code from its ranks': the first one that failed by itself decides."""
-    failures = sorted(error.failures.values(), key=lambda failure: failure.timestamp)
-    codes = [failure.exitcode for failure in failures]
-    for special in (EXIT_USER_ERROR, EXIT_PREEMPTED):
-        if special in codes:
-            return special
-    first = failures[0]
-    if first.exitcode < 0:
+    """The command's exit code from the rank that failed first."""
+    rank, failure = next(iter(sorted(error.failures.items(), key=lambda item: item[1].timestamp)))
+    if failure.exitcode < 0:
         print(
-            f"nemo-tvkd: rank {first.global_rank} (pid {first.pid}) was killed by signal {-first.exitcode}; "
-            "the other ranks were stopped. Run the same command again to continue from the last checkpoint.",
+            f"nemo-tvkd: rank {rank} (pid {failure.pid}) was killed by signal {-failure.exitcode}; the other ranks "
+            "were stopped. Run the same command again to continue from the last checkpoint.",
             file=sys.stderr,
         )
-    return first.exitcode if first.exitcode > 0 else 1
+    return failure.exitcode if failure.exitcode > 0 else 1
 
 
 def _import_before_fork() -> None:

@@ -30,7 +30,7 @@ LENGTHS = [5, 150, 1, 33, 70, 12]
 # ------------------------------------------------------------------------------------------------- logits, item 5
 
 
-def _llama3(seed: int, scaled: bool = True) -> PreTrainedModel:
+def _llama3(seed: int, scaled: bool = True, vocab: int = VOCAB) -> PreTrainedModel:
     scaling = {
         "rope_type": "llama3",
         "factor": 8.0,
@@ -38,7 +38,7 @@ def _llama3(seed: int, scaled: bool = True) -> PreTrainedModel:
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }
-    return ref.tiny_llama(seed, vocab=VOCAB, hidden=64, tie=True, rope_scaling=scaling if scaled else None)
+    return ref.tiny_llama(seed, vocab=vocab, hidden=64, tie=True, rope_scaling=scaling if scaled else None)
 
 
 def _linear_rope(seed: int, scaled: bool = True) -> PreTrainedModel:
@@ -194,6 +194,7 @@ def add_tokenizer(folder: Path, template: str | None = CHAT_TEMPLATE) -> int:
         eos_token="</s>",
         additional_special_tokens=specials[3:],
         clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
     )
     if template:
         tokenizer.chat_template = template
@@ -222,14 +223,9 @@ SOURCES: dict[str, Callable[[Path], Path]] = {
     "llama fp32 tied": lambda folder: make_source(folder, ref.tiny_llama(21, vocab=261, tie=True)),
     "llama fp32 sharded": lambda folder: make_source(folder, ref.tiny_llama(22, vocab=261, head_dim=12), shards=True),
     "mistral bf16": lambda folder: make_source(folder, ref.tiny_mistral(23, vocab=261).bfloat16()),
-    "llama bf16 tied rope": lambda folder: make_source(folder, _resized(_llama3(24)).bfloat16(), shards=True),
+    "llama bf16 tied rope": lambda folder: make_source(folder, _llama3(24, vocab=261).bfloat16(), shards=True),
     "mistral fp16": lambda folder: make_source(folder, ref.tiny_mistral(25, vocab=261, tie=True).half()),
 }
-
-
-def _resized(model: PreTrainedModel) -> PreTrainedModel:
-    model.resize_token_embeddings(261)
-    return model
 
 
 class Sources:
@@ -594,7 +590,8 @@ def test_conversions_refuse_an_output_that_exists(tmp_path: Path, capsys: pytest
 def test_export_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = f"output={tmp_path / 'new'}"
     source = bare_source(tmp_path / "source", llama_config())
-    assert_refused(["export-hf", f"checkpoint={source}", output], capsys, "checkpoint", "Hugging Face directory already")
+    already = ["checkpoint", str(source), "Hugging Face directory already"]
+    assert_refused(["export-hf", f"checkpoint={source}", output], capsys, *already)
     (tmp_path / "run/checkpoints/.step-00000002/weights").mkdir(parents=True)
     refused = ["checkpoint", "run", "without a complete checkpoint"]
     assert_refused(["export-hf", f"checkpoint={tmp_path / 'run'}", output], capsys, *refused)
@@ -606,12 +603,33 @@ def test_export_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 # ------------------------------------------------------------------------------------------------- NeMo's context
 
-FIELDS = (
-    "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels seq_length vocab_size "
-    "real_vocab_size rotary_base rotary_inv_freq window_size layernorm_epsilon share_embeddings_and_output_weights "
-    "normalization gated_linear_unit add_bias_linear position_embedding_type attention_dropout hidden_dropout "
-    "variable_seq_lengths calculate_per_token_loss init_method_std activation_func transformer_layer_spec"
-).split()
+FIELDS = [
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "seq_length",
+    "vocab_size",
+    "real_vocab_size",
+    "rotary_base",
+    "rotary_inv_freq",
+    "window_size",
+    "layernorm_epsilon",
+    "share_embeddings_and_output_weights",
+    "normalization",
+    "gated_linear_unit",
+    "add_bias_linear",
+    "position_embedding_type",
+    "attention_dropout",
+    "hidden_dropout",
+    "variable_seq_lengths",
+    "calculate_per_token_loss",
+    "init_method_std",
+    "activation_func",
+    "transformer_layer_spec",
+]
 
 
 def compare_context(path: str, source: str, fields: list[str]) -> tuple[str, dict[str, tuple[str, str]], Any, str]:

@@ -1,0 +1,322 @@
+"""The scoring job and the evaluation in the rank pool, against the float64 reference, and the store's bytes."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reference as ref
+from rank_pool import Layout, RankPool
+from training import VOCAB, import_checkpoint, save_hf
+
+from nemo_tvkd.data.template import Tokenized
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.evaluate import preference_metrics
+from nemo_tvkd.models.hf import find_checkpoint, weights_fingerprint
+from nemo_tvkd.scores.job import ScoringJob
+from nemo_tvkd.scores.store import MANIFEST, Identity, ScoreStore, data_fingerprint
+
+TOLERANCE = 1e-5
+PAIRS = 21
+ONE = Layout()
+TP2PP2 = Layout(tp=2, pp=2)
+DP2 = Layout(dp=2)
+KINDS = {
+    "soft_value": 1.0,
+    "sharp soft_value": 0.1,
+    "max": 1.0,
+    "margin": 1.0,
+    "expectation": 1.0,
+    "logit": 1.0,
+    "logprob": 1.0,
+}
+"""Value kinds as `score.value_kind` (the last word) and their temperature."""
+BOTH = ("value", "logprob")
+
+
+def make_rows(pairs: list[ref.RefPair]) -> list[Tokenized]:
+    """Reference pairs as tokenized rows of a data set."""
+    as_array = lambda ids: np.asarray(ids, dtype=np.int32)  # noqa: E731
+    return [
+        Tokenized(
+            prompt_ids=as_array(p.prompt),
+            chosen_ids=as_array(p.chosen),
+            rejected_ids=as_array(p.rejected),
+            pair_id=hashlib.md5(str(index).encode()).hexdigest(),
+            source=f"test:{index + 1}",
+            truncated=False,
+        )
+        for index, p in enumerate(pairs)
+    ]
+
+
+class Teacher:
+    """A model as Hugging Face and NeMo checkpoint, pairs, and what the reference says about them."""
+
+    def __init__(self, pool: RankPool, folder: Path) -> None:
+        self.model = ref.tiny_llama(41, vocab=VOCAB, hidden=48, layers=4, heads=6, kv_heads=2)
+        self.path = folder / "nemo"
+        pool.run(ONE, import_checkpoint, str(save_hf(self.model, folder / "hf")), str(self.path))
+        self.pairs = ref.random_pairs(42, PAIRS, VOCAB)
+        self.rows = make_rows(self.pairs)
+        self.expected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+        twin = ref.as_float64(self.model)
+        self.logps = [
+            (ref.response_logp(twin, p.prompt, p.chosen).item(), ref.response_logp(twin, p.prompt, p.rejected).item())
+            for p in self.pairs
+        ]
+
+    def values(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The reference's values of both responses of each pair."""
+        if name not in self.expected:
+            twin = ref.as_float64(self.model)
+            rule = (name.split()[-1], KINDS[name])
+            self.expected[name] = [
+                tuple(ref.state_values(twin, p.prompt, y, *rule).detach().numpy() for y in (p.chosen, p.rejected))
+                for p in self.pairs
+            ]
+        return self.expected[name]
+
+    def job(self, kind: str = "", temperature: float = 1.0, what: tuple[str, ...] = BOTH, count: int = PAIRS) -> Any:
+        """The scoring of the first `count` pairs."""
+        checkpoint = find_checkpoint(str(self.path), "score.model")
+        rows = self.rows[:count]
+        identity = Identity(
+            model=str(self.path),
+            weights=weights_fingerprint(checkpoint),
+            tokenizer="tok",
+            chat_template="tpl",
+            what=what,
+            value_kind=kind,
+            temperature=temperature,
+            max_length=64,
+            max_prompt_length=63,
+            data=data_fingerprint([row.pair_id for row in rows]),
+        )
+        return ScoringJob(checkpoint, rows, identity, 0)
+
+
+@pytest.fixture(scope="module")
+def teacher(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return Teacher(pool, tmp_path_factory.mktemp("teacher"))
+
+
+def score_task(output: str, job: ScoringJob, micro: int, part_size: int) -> str:
+    """Task: `score` as the command runs it; the user error, if any."""
+    from nemo_tvkd.config import compose
+    from nemo_tvkd.scores.job import score
+
+    kind = job.identity.value_kind
+    overrides = [
+        f"score.what=[{','.join(job.identity.what)}]",
+        *([f"score.value_kind={kind}", f"score.temperature={job.identity.temperature}"] if kind else []),
+        f"score.output={output}",
+        f"score.micro_batch_size={micro}",
+        f"score.part_size={part_size}",
+        "score.precision=fp32",
+    ]
+    try:
+        score(compose("score", overrides), job, job.checkpoint)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def score_kinds_task(folder: str, jobs: dict[str, ScoringJob], micro: int, part_size: int) -> None:
+    """Task: several stores, one after the other."""
+    for name, job in jobs.items():
+        assert not score_task(str(Path(folder, name)), job, micro, part_size)
+
+
+def assert_close(got: np.ndarray, expected: np.ndarray, scale: float) -> None:
+    assert got.dtype == np.float32
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= TOLERANCE * scale
+
+
+SCORING = [
+    # layout, micro batch, part size: parts of one and of two trips through the schedule, uneven last ones
+    (ONE, 4, 1024),
+    (Layout(tp=2), 3, 8),
+    (Layout(pp=2), 1, 18),
+    (DP2, 2, 5),
+    (TP2PP2, 4, 8),
+    (Layout(tp=2, dp=2), 1, 20),
+    (Layout(pp=2, dp=2), 8, 7),
+]
+
+
+@pytest.mark.parametrize(("layout", "micro", "part_size"), SCORING, ids=[case[0].name for case in SCORING])
+def test_scores_are_the_references(
+    pool: RankPool, teacher: Teacher, tmp_path: Path, layout: Layout, micro: int, part_size: int
+) -> None:
+    jobs = {name: teacher.job(name.split()[-1], tau) for name, tau in KINDS.items()}
+    pool.run(layout, score_kinds_task, str(tmp_path), jobs, micro, part_size)
+    for name in KINDS:
+        store = ScoreStore.open(tmp_path / name)
+        assert len(store) == PAIRS
+        expected = teacher.values(name)
+        scale = float(np.sqrt(np.mean(np.concatenate([v for pair in expected for v in pair]) ** 2)))
+        extra = 0 if name in ("logit", "logprob") else 1
+        for pair, row, values, logps in zip(teacher.pairs, teacher.rows, expected, teacher.logps, strict=True):
+            scores = store.get(row.pair_id)
+            assert scores.chosen_value is not None
+            assert scores.rejected_value is not None
+            assert len(scores.chosen_value) == len(pair.chosen) + extra
+            assert len(scores.rejected_value) == len(pair.rejected) + extra
+            assert_close(scores.chosen_value, values[0], scale)
+            assert_close(scores.rejected_value, values[1], scale)
+            assert (scores.chosen_logprob, scores.rejected_logprob) == pytest.approx(logps, rel=TOLERANCE)
+
+
+def test_the_reference_tells_neighbours_apart(teacher: Teacher) -> None:
+    """Of the test above: another pair's, response's or state's numbers are far from the right ones."""
+    for name in KINDS:
+        expected = teacher.values(name)
+        scale = float(np.sqrt(np.mean(np.concatenate([v for pair in expected for v in pair]) ** 2)))
+        flat = np.concatenate([v for pair in expected for v in pair])
+        assert np.median(np.abs(np.diff(flat))) > 1e3 * TOLERANCE * scale, name
+    gaps = np.abs(np.diff(sorted(v for pair in teacher.logps for v in pair)))
+    assert np.median(gaps) > 1e3 * TOLERANCE
+
+
+@pytest.mark.parametrize("what", [("value",), ("logprob",)], ids=lambda what: what[0])
+def test_only_what_is_asked_for_is_stored(
+    pool: RankPool, teacher: Teacher, tmp_path: Path, what: tuple[str, ...]
+) -> None:
+    job = teacher.job("soft_value" if "value" in what else "", what=what)
+    assert pool.run(Layout(tp=2), score_task, str(tmp_path / "store"), job, 4, 8) == ["", ""]
+    store = ScoreStore.open(tmp_path / "store")
+    for row, values, logps in zip(teacher.rows, teacher.values("soft_value"), teacher.logps, strict=True):
+        scores = store.get(row.pair_id)
+        if what == ("value",):
+            assert (scores.chosen_logprob, scores.rejected_logprob) == (None, None)
+            assert scores.rejected_value == pytest.approx(values[1], rel=TOLERANCE)
+        else:
+            assert (scores.chosen_value, scores.rejected_value) == (None, None)
+            assert (scores.chosen_logprob, scores.rejected_logprob) == pytest.approx(logps, rel=TOLERANCE)
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("layout", [ONE, TP2PP2, DP2], ids=lambda layout: layout.name)
+def test_a_repeated_and_a_resumed_job_write_the_same_bytes(
+    pool: RankPool, teacher: Teacher, tmp_path: Path, layout: Layout
+) -> None:
+    job, store = teacher.job("soft_value", 0.1), tmp_path / "store"
+    run = lambda path: pool.run(layout, score_task, str(path), job, 3, 8)  # noqa: E731
+    run(store)
+    first = read_files(store)
+    assert sorted(first) == [MANIFEST, "part-000000.parquet", "part-000001.parquet", "part-000002.parquet", "plan.json"]
+    run(tmp_path / "again")
+    assert read_files(tmp_path / "again") == first
+
+    times = {file.name: file.stat().st_mtime_ns for file in store.iterdir()}
+    run(store)  # finished: nothing is written
+    assert {file.name: file.stat().st_mtime_ns for file in store.iterdir()} == times
+
+    (store / "part-000001.parquet").unlink()  # with a manifest that lists it, as after an accident
+    run(store)
+    assert read_files(store) == first
+
+    killed = tmp_path / "killed"  # as a killed job leaves it: no manifest, one part half-written under another name
+    shutil.copytree(store, killed)
+    (killed / MANIFEST).unlink()
+    (killed / "part-000002.parquet").rename(killed / ".part-000002.parquet.4242.tmp")
+    kept = (killed / "part-000000.parquet").stat().st_mtime_ns
+    run(killed)
+    assert read_files(killed) == first
+    assert (killed / "part-000000.parquet").stat().st_mtime_ns == kept
+
+
+def test_replicas_change_no_byte(pool: RankPool, teacher: Teacher, tmp_path: Path) -> None:
+    """A job begun with one replica and finished with two."""
+    job = teacher.job("expectation")
+    pool.run(ONE, score_task, str(tmp_path / "one"), job, 3, 4)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name in (MANIFEST, "part-000001.parquet", "part-000002.parquet", "part-000005.parquet"):
+        (tmp_path / "two" / name).unlink()
+    pool.run(DP2, score_task, str(tmp_path / "two"), job, 3, 4)
+    assert read_files(tmp_path / "two") == read_files(tmp_path / "one")
+
+
+def test_more_replicas_than_parts(pool: RankPool, teacher: Teacher, tmp_path: Path) -> None:
+    job = teacher.job("max", count=3)
+    assert pool.run(Layout(tp=2, dp=2), score_task, str(tmp_path / "store"), job, 2, 1024) == [""] * 4
+    assert len(ScoreStore.open(tmp_path / "store")) == 3
+
+
+def test_other_scores_in_the_directory_end_every_rank(pool: RankPool, teacher: Teacher, tmp_path: Path) -> None:
+    pool.run(ONE, score_task, str(tmp_path / "store"), teacher.job("soft_value", 0.1), 4, 8)
+    before = read_files(tmp_path / "store")
+    answers = pool.run(TP2PP2, score_task, str(tmp_path / "store"), teacher.job("soft_value", 0.2), 4, 8)
+    assert len(set(answers)) == 1
+    assert "temperature" in answers[0]
+    assert "\n" not in answers[0]
+    assert read_files(tmp_path / "store") == before
+
+
+# ------------------------------------------------------------------------------------------------------- evaluate
+
+
+def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[tuple[float, float]]:
+    """Task: what `evaluate` measures."""
+    from nemo_tvkd.config import compose
+    from nemo_tvkd.evaluate import pair_logps
+
+    config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
+    return pair_logps(config, find_checkpoint(path, "checkpoint"), "checkpoint", rows)
+
+
+EVALUATIONS = [
+    # layout, micro batch, pairs: not divisible by replicas or batches; one replica without a pair
+    (ONE, 4, 7),
+    (TP2PP2, 2, 7),
+    (TP2PP2, 1, PAIRS),
+    (DP2, 2, 7),
+    (DP2, 3, 1),
+    (Layout(tp=2, dp=2), 2, 5),
+    (Layout(pp=2, dp=2), 8, PAIRS),
+]
+
+
+@pytest.mark.parametrize(("layout", "micro", "count"), EVALUATIONS)
+def test_evaluated_logps_are_the_references_on_every_rank(
+    pool: RankPool, teacher: Teacher, layout: Layout, micro: int, count: int
+) -> None:
+    answers = pool.run(layout, logps_task, str(teacher.path), teacher.rows[:count], micro)
+    assert all(answer == answers[0] for answer in answers)
+    assert np.shape(answers[0]) == (count, 2)
+    assert np.ravel(answers[0]) == pytest.approx(np.ravel(teacher.logps[:count]), rel=TOLERANCE)
+
+
+def test_preference_metrics_by_hand() -> None:
+    logps = [(-1.0, -3.0), (-4.0, -2.0), (-5.0, -5.0), (-2.0, -8.0)]
+    assert preference_metrics(logps, None, 0.5) == pytest.approx(
+        {
+            "pairs": 4,
+            "rewards/accuracies": 0.5,  # 2 of 4: the tie is not accurate
+            "rewards/margins": 0.5 * (2 - 2 + 0 + 6) / 4,
+            "rewards/chosen": 0.5 * -12 / 4,
+            "rewards/rejected": 0.5 * -18 / 4,
+            "logps/chosen": -3.0,
+            "logps/rejected": -4.5,
+        }
+    )
+    reference = [(-1.0, -2.0), (-5.0, -1.0), (-6.0, -5.0), (-1.0, -9.0)]
+    assert preference_metrics(logps, reference, 0.5) == pytest.approx(
+        {
+            "pairs": 4,
+            # log-ratios: (0, -1), (1, -1), (1, 0), (-1, 1)
+            "rewards/accuracies": 0.75,
+            "rewards/margins": 0.5 * (1 + 2 + 1 - 2) / 4,
+            "rewards/chosen": 0.5 * 1 / 4,
+            "rewards/rejected": 0.5 * -1 / 4,
+            "logps/chosen": -3.0,
+            "logps/rejected": -4.5,
+        }
+    )
