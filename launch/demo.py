@@ -45,11 +45,17 @@ def stages(root: Path) -> list[Stage]:
     def train(title: str, name: str, *arguments: str) -> Stage:
         last = "step-00000150" if "sft" in name else "step-00000100"
         output = root / name
-        return Stage(title, ["train", *arguments, *COMMON, f"trainer.output_dir={output}"], output / "checkpoints" / last)
+        return Stage(
+            title, ["train", *arguments, *COMMON, f"trainer.output_dir={output}"], output / "checkpoints" / last
+        )
 
     chain = [
-        train("SFT of the teacher", "teacher_sft", *SFT, f"student.path={data}/teacher_hf", conversations, "optim.lr=3e-3"),
-        train("SFT of the student", "student_sft", *SFT, f"student.path={data}/student_hf", conversations, "optim.lr=5e-3"),
+        train(
+            "SFT of the teacher", "teacher_sft", *SFT, f"student.path={data}/teacher_hf", conversations, "optim.lr=3e-3"
+        ),
+        train(
+            "SFT of the student", "student_sft", *SFT, f"student.path={data}/student_hf", conversations, "optim.lr=5e-3"
+        ),
         train(
             "DPO of the teacher",
             "teacher_dpo",
@@ -117,9 +123,7 @@ def judge_exports(root: Path) -> list[dict[str, Any]]:
     torch.set_num_threads(os.cpu_count() or 1)
     file = root / "data" / "pairs_heldout.jsonl"
     pairs = [json.loads(line) for line in file.read_text().splitlines()]
-    return [
-        {"run": run, "model": name, **_judge(root / "hf" / run, pairs)} for run, name in EXPORTED.items()
-    ]
+    return [{"run": run, "model": name, **_judge(root / "hf" / run, pairs)} for run, name in EXPORTED.items()]
 
 
 def _judge(folder: Path, pairs: list[dict[str, Any]]) -> dict[str, float]:
@@ -132,7 +136,10 @@ def _judge(folder: Path, pairs: list[dict[str, Any]]) -> dict[str, float]:
         turns = [{"role": "user", "content": row["prompt"]}]
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
-    margins = [_logp(model, tokenizer, prompt(r), r["chosen"]) - _logp(model, tokenizer, prompt(r), r["rejected"]) for r in pairs]
+    margins = [
+        _logp(model, tokenizer, prompt(r), r["chosen"]) - _logp(model, tokenizer, prompt(r), r["rejected"])
+        for r in pairs
+    ]
     answers = _generate(model, tokenizer, [prompt(row) for row in pairs])
     rewards = [judge(row["prompt"], answer).reward for row, answer in zip(pairs, answers, strict=True)]
     return {
@@ -189,11 +196,12 @@ def main(print_line: Callable[[str], None] = print) -> None:
     (root / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     print_line(
         f"\n{table(rows)}\n\n"
-        f"{rows[0]['pairs']} held-out pairs. accuracy: how often log pi(chosen) > log pi(rejected); margin: their mean\n"
+        f"{rows[0]['pairs']} held-out pairs. accuracy: how often log pi(chosen) > log pi(rejected); margin: mean\n"
         "difference; answer reward: the data's ground-truth reward of greedy answers (0.0 to 4.3).\n"
         "One seed, models of 0.4 and 1.7 M parameters on synthetic text: this shows that the pipeline works, not what\n"
         f"the paper shows. Standard error of an accuracy here: about {0.5 / rows[0]['pairs'] ** 0.5:.3f}.\n\n"
-        f"runs, logs, metrics.jsonl: {root}/*/   Hugging Face checkpoints: {root}/hf/*/   figures: {root}/results.json\n"
+        f"runs: {root}/*/ (metrics.jsonl, tensorboard/, checkpoints/)   Hugging Face: {root}/hf/*/\n"
+        f"figures: {root}/results.json\n"
         f"{time.perf_counter() - start:.0f} s in all"
     )
 

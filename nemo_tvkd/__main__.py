@@ -88,11 +88,15 @@ def _run(command: str, rest: list[str]) -> int:
 
     base, rest = _take_option(rest, "--from")
     show, rest = _take_option(rest, "--cfg")
+    if show not in ("", "job"):
+        raise UserError(f"--cfg {show} is not known: --cfg job prints the resolved configuration")
+    if base and command != "train":
+        raise UserError(f"--from repeats a training run; {command} has none")
     config = compose(command, rest, Path(base) / "config.yaml" if base else None)
     if show:
         from omegaconf import OmegaConf
 
-        print(OmegaConf.to_yaml(config))
+        print(OmegaConf.to_yaml(config), end="")
         return 0
     return RUNNERS[command](config)
 

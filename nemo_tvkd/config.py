@@ -251,7 +251,6 @@ def compose(command: str, overrides: list[str], base: Path | None = None) -> Any
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
-    from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
     store.store(name=f"{command}_schema", node=COMMANDS[command])
@@ -272,25 +271,25 @@ def compose(command: str, overrides: list[str], base: Path | None = None) -> Any
             raise
         except Exception as error:
             raise UserError(_one_line(error)) from error
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{missing[0]} is ???: give it a value")
     _resolve(config)
     return config
 
 
 def _resolve(config: Any) -> None:
-    """Put values in the place of ${...}; what stays one (an escaped \\${...}) would fail wherever it is read."""
+    """Put values in the place of ${...}; one that stays would fail wherever it is read."""
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
     for key in _flatten(OmegaConf.to_container(config)):
         try:
-            OmegaConf.select(config, key)
-        except Exception as error:
+            value = OmegaConf.select(config, key, throw_on_missing=True)
+            if OmegaConf.is_config(value):
+                value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
             raise UserError(f"{key}: {str(error).splitlines()[0]}") from error
-    OmegaConf.resolve(config)
-    for key, value in _flatten(OmegaConf.to_container(config)).items():
         if "${" in str(value):
             raise UserError(f"{key}={value}: a value cannot hold ${{")
+    OmegaConf.resolve(config)
 
 
 def _key(override: str) -> str:

@@ -103,16 +103,15 @@ def preference_metrics(
 ) -> dict[str, float]:
     """Means over pairs: accuracy, margins, rewards (beta (log pi - log ref), or beta log pi), log-probabilities."""
     reference = reference or [(0.0, 0.0)] * len(logps)
-    rewards = [
-        (beta * (w - rw), beta * (l - rl)) for (w, l), (rw, rl) in zip(logps, reference, strict=True)
-    ]
+    pairs = zip(logps, reference, strict=True)
+    rewards = [(beta * (chosen - rw), beta * (rejected - rl)) for (chosen, rejected), (rw, rl) in pairs]
     count = len(logps)
     return {
         "pairs": count,
-        "rewards/accuracies": sum(w > l for w, l in rewards) / count,
-        "rewards/margins": sum(w - l for w, l in rewards) / count,
-        "rewards/chosen": sum(w for w, _ in rewards) / count,
-        "rewards/rejected": sum(l for _, l in rewards) / count,
-        "logps/chosen": sum(w for w, _ in logps) / count,
-        "logps/rejected": sum(l for _, l in logps) / count,
+        "rewards/accuracies": sum(chosen > rejected for chosen, rejected in rewards) / count,
+        "rewards/margins": sum(chosen - rejected for chosen, rejected in rewards) / count,
+        "rewards/chosen": sum(chosen for chosen, _ in rewards) / count,
+        "rewards/rejected": sum(rejected for _, rejected in rewards) / count,
+        "logps/chosen": sum(chosen for chosen, _ in logps) / count,
+        "logps/rejected": sum(rejected for _, rejected in logps) / count,
     }

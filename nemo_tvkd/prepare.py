@@ -52,7 +52,26 @@ POSITIVE = (
     "trainer.max_epochs",
     "micro_batch_size",
     "beta",
+    "data.max_prompt_length",
 )
+NOT_NEGATIVE = (
+    "parallel.data_parallel_size",
+    "trainer.seed",
+    "trainer.val_interval",
+    "trainer.save_interval",
+    "optim.lr",
+    "optim.min_lr",
+    "optim.weight_decay",
+    "optim.eps",
+    "optim.clip_grad",
+    "algorithm.alpha",
+    "algorithm.shaping.gamma",
+)
+RANGES: dict[str, tuple[float, float]] = {
+    "optim.warmup_ratio": (0, 1),
+    "algorithm.label_smoothing": (0, 0.5),
+}
+"""Both ends included."""
 
 
 def check_values(config: Any) -> None:
@@ -69,8 +88,19 @@ def check_values(config: Any) -> None:
             raise UserError(f"{key}={value} is none of {', '.join(choices)}")
     for key in POSITIVE:
         value = OmegaConf.select(config, key)
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < math.inf:
             raise UserError(f"{key}={value} must be positive")
+    for key in NOT_NEGATIVE:
+        value = OmegaConf.select(config, key)
+        if value is not None and not 0 <= value < math.inf:
+            raise UserError(f"{key}={value} must be 0 or positive")
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and not low <= value <= high:
+            raise UserError(f"{key}={value} must lie between {low} and {high}")
+    betas = OmegaConf.select(config, "optim.betas")
+    if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
+        raise UserError(f"optim.betas={betas} must be two numbers of at least 0 and less than 1")
     parallel = config.parallel
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
@@ -80,8 +110,11 @@ def check_values(config: Any) -> None:
 
 def path_list(value: Any, key: str) -> list[str]:
     """`data.train` and `data.validation` as a list of paths."""
-    paths = [value] if isinstance(value, str) else list(value or [])
-    paths = [str(p) for p in paths if p]
+    if value is None or isinstance(value, str):
+        value = [value]
+    elif not isinstance(value, Sequence) or not all(isinstance(path, str | None) for path in value):
+        raise UserError(f"{key}={value} must be a path or a list of paths")
+    paths = [path for path in value if path]
     if not paths:
         raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
     return paths
@@ -185,9 +218,7 @@ def _vanishing(config: Any) -> str | None:
     if config.algorithm.name != "tvkd":
         return None
     s = config.algorithm.shaping
-    return teacher_vanishes(
-        kind=s.value, form=s.form, terminal=s.terminal, gamma=s.gamma, alpha=config.algorithm.alpha
-    )
+    return teacher_vanishes(kind=s.value, form=s.form, terminal=s.terminal, gamma=s.gamma, alpha=config.algorithm.alpha)
 
 
 def check_batches(config: Any, replicas: int) -> None:
@@ -300,9 +331,13 @@ def _with_scores(rows: list[Tokenized], stores: Stores) -> list[Item]:
         item = Item(row)
         if TEACHER_VALUE in stores:
             found = stores[TEACHER_VALUE].get(row.pair_id)
+            assert found.chosen_value is not None
+            assert found.rejected_value is not None
             item.teacher_values = (found.chosen_value, found.rejected_value)
         if REFERENCE_LOGPS in stores:
             found = stores[REFERENCE_LOGPS].get(row.pair_id)
+            assert found.chosen_logprob is not None
+            assert found.rejected_logprob is not None
             item.reference_logps = (found.chosen_logprob, found.rejected_logprob)
         items.append(item)
     return items

@@ -13,16 +13,34 @@ from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 
 if TYPE_CHECKING:
-    from nemo_tvkd.models.policy import Objective, PolicyModel
+    from nemo_tvkd.data.batch import Batch
+    from nemo_tvkd.models.policy import PolicyModel
 
 
 def main(config: Any) -> int:
     """Check, launch the ranks and train; returns the exit code."""
     prepared = prepare_training(config)
+    done = _finished_steps(config)
     if is_rank_zero():
         for note in prepared.notes:
             print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
+        if done >= prepared.max_steps:
+            print(f"{config.trainer.output_dir} is complete: step {done} of {prepared.max_steps}")
+    if done >= prepared.max_steps:
+        return 0
     return launch.run(train_rank, (config, prepared), prepared.ranks)
+
+
+def _resumable(config: Any) -> Path | None:
+    """The checkpoint that the run continues from."""
+    if config.trainer.resume != "auto":
+        return None
+    return newest_complete(Path(config.trainer.output_dir) / "checkpoints")
+
+
+def _finished_steps(config: Any) -> int:
+    checkpoint = _resumable(config)
+    return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
 def train_rank(config: Any, prepared: Prepared) -> None:
@@ -50,12 +68,7 @@ def fit(config: Any, prepared: Prepared) -> None:
     import torch.distributed as dist
 
     directory = Path(config.trainer.output_dir)
-    resume = newest_complete(directory / "checkpoints") if config.trainer.resume == "auto" else None
-    start = int(resume.name.removeprefix("step-")) if resume else 0
-    if start >= prepared.max_steps:
-        if dist.get_rank() == 0:
-            print(f"{directory} is complete: step {start} of {prepared.max_steps}")
-        return
+    resume, start = _resumable(config), _finished_steps(config)
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         _save_config(config, directory)
@@ -136,9 +149,7 @@ class _Run:
             directory, options.log_interval, steps, self.config.logger.tensorboard, validate, options.val_interval
         )
         context = partial(_write_context, write_context, model, self.prepared.student)
-        save = Checkpointer(
-            directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context
-        )
+        save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
         return [StepSeed(options.seed), *([scorer] if scorer else []), record, save]
 
     def _validation(self, model: "PolicyModel", scorer: Any) -> Callable[[], dict[str, float]]:
@@ -153,7 +164,7 @@ class _Run:
         ranks = parallel_state.get_data_parallel_world_size()
         size = self.config.trainer.micro_batch_size
         batches = list(micro_batches(self.prepared.validation, size, row_multiple(self.config.parallel), rank, ranks))
-        scored = []
+        scored: list[Batch] = []
 
         def validate() -> dict[str, float]:
             if scorer and not scored:  # frozen models do not change: their numbers are computed once
@@ -166,5 +177,3 @@ class _Run:
 
 def _write_context(write: Callable, model: Any, student: Checkpoint, folder: Path) -> None:
     write(model, folder, student.hf_dir)
-
-

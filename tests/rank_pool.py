@@ -103,7 +103,7 @@ class RankPool:
             waiting = {p: r for r, (_, p) in enumerate(chosen) if r not in results and r not in failures}
             ready = wait(list(waiting), timeout=max(deadline - time.monotonic(), 0))
             if not ready:
-                failures |= {r: f"did not answer within {timeout if not failures else 5} s" for r in waiting.values()}
+                failures |= dict.fromkeys(waiting.values(), f"did not answer within {timeout if not failures else 5} s")
             for pipe in ready:
                 rank = waiting[pipe]  # type: ignore[index]
                 try:
@@ -131,9 +131,7 @@ class RankPool:
 
     def _fail(self, reason: str, chosen: list[tuple[Any, Connection]]) -> None:
         """The other ranks wait for the failed one, so all are replaced."""
-        logs = "\n".join(
-            f"--- rank {rank}\n{_tail(self.logs / f'rank-{rank}.log')}" for rank in range(len(chosen))
-        )
+        logs = "\n".join(f"--- rank {rank}\n{_tail(self.logs / f'rank-{rank}.log')}" for rank in range(len(chosen)))
         self.stop()
         raise AssertionError(f"{reason}\n{logs}")
 

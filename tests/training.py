@@ -138,7 +138,7 @@ def gradient_callback() -> type:
     return Dump
 
 
-def GradientDump(folder: str) -> Any:  # noqa: N802
+def GradientDump(folder: str) -> Any:
     """A callback that writes the first step's gradients as a distributed checkpoint, whatever the layout."""
     return gradient_callback()(folder)
 

@@ -1,6 +1,6 @@
 """DPO (Rafailov et al. 2023, arXiv 2305.18290, Eq. 7): the teacher's training and the baseline.
 
-    L = -log sigmoid( beta [ (log pi_w - log ref_w) - (log pi_l - log ref_l) ] )
+L = -log sigmoid( beta [ (log pi_w - log ref_w) - (log pi_l - log ref_l) ] )
 """
 
 import torch.nn.functional as F

@@ -31,10 +31,18 @@ class Checkpoint:
 
     @property
     def config(self) -> Any:
-        """The Hugging Face config (transformers' PretrainedConfig)."""
+        """The Hugging Face config (transformers' PretrainedConfig).
+
+        Raises:
+            UserError: it cannot be read, or is of a model family that transformers does not know; names the file.
+        """
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.hf_dir)
+        try:
+            return AutoConfig.from_pretrained(self.hf_dir)
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.hf_dir / 'config.json'} is not a model's config: {reason}") from error
 
 
 def find_checkpoint(path: str, key: str) -> Checkpoint:
@@ -45,9 +53,9 @@ def find_checkpoint(path: str, key: str) -> Checkpoint:
     """
     if not path:
         raise UserError(f"{key} is not set: give a Hugging Face directory, a hub id or a NeMo checkpoint")
-    place = Path(path)
+    place = Path(path).expanduser()
     if not place.exists():
-        return _from_hub(path, key)
+        place = _from_hub(path, key)
     if (place / "checkpoints").is_dir():
         newest = newest_complete(place / "checkpoints")
         if newest is None:
@@ -62,9 +70,7 @@ def find_checkpoint(path: str, key: str) -> Checkpoint:
             )
         return Checkpoint("nemo", place, side)
     if (place / "config.json").is_file():
-        weights = [*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")]
-        if not weights:
-            raise UserError(f"{key}: {place} has a config.json but no *.safetensors weights")
+        _check_weights(place, key)
         return Checkpoint("hf", place, place)
     raise UserError(
         f"{key}: {place} is no checkpoint: expected a Hugging Face directory (config.json and *.safetensors) "
@@ -72,19 +78,31 @@ def find_checkpoint(path: str, key: str) -> Checkpoint:
     )
 
 
-def _from_hub(path: str, key: str) -> Checkpoint:
+def _check_weights(place: Path, key: str) -> None:
+    """Whether weight files are there, all of them where an index lists them."""
+    if not [*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")]:
+        raise UserError(f"{key}: {place} has a config.json but no *.safetensors weights")
+    for index in place.glob("*.index.json"):
+        try:
+            listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f"{key}: {index} is not a readable index of weight files") from error
+        if missing := [name for name in listed if not (place / name).is_file()]:
+            raise UserError(f"{key}: {place} lacks {missing[0]}, one of the {len(listed)} files in {index.name}")
+
+
+def _from_hub(path: str, key: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise UserError(f"{key}: {path} does not exist")
     from huggingface_hub import snapshot_download
 
     try:
-        local = Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{key}: {path} is neither a local path nor a hub id that can be reached or is cached ({reason})"
         ) from error
-    return Checkpoint("hf", local, local)
 
 
 def complete_checkpoints(directory: Path) -> list[Path]:

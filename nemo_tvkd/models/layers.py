@@ -7,6 +7,7 @@ CPU loads on a GPU and the other way round, and sequence parallelism works witho
 Shape suffixes: T tokens of a packed row, A local attention heads, G local key/value heads, D head size.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -137,7 +138,7 @@ class PackedAttention(nn.Module):
         """query [T, A, D], key and value [T, G, D] of one packed row -> [T, A, D]."""
         assert packed_seq_params is not None, "rows are always packed"
         bounds = packed_seq_params.cu_seqlens_q.tolist()
-        lengths = [end - start for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
+        lengths = [end - start for start, end in pairwise(bounds)]
         parts = zip(query.split(lengths), key.split(lengths), value.split(lengths), strict=True)
         return torch.cat([self._one_sequence(q, k, v) for q, k, v in parts])
 
@@ -147,8 +148,11 @@ class PackedAttention(nn.Module):
             position = torch.arange(q_TAD.size(0), device=q_TAD.device)
             distance = position[:, None] - position[None, :]
             mask = (distance >= 0) & (distance < self.window)
+        q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (q_TAD, k_TGD, v_TGD))
         out = F.scaled_dot_product_attention(
-            *(x.transpose(0, 1).unsqueeze(0) for x in (q_TAD, k_TGD, v_TGD)),
+            q,
+            k,
+            v,
             attn_mask=mask,
             is_causal=mask is None,
             scale=self.scale,

@@ -16,6 +16,8 @@ from nemo_tvkd.models.policy import spans
 from nemo_tvkd.parallel.sequence import response_sums, split_responses
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, label_logprobs, token_values
 
+BATCH_FIELDS = {TEACHER_VALUE: "teacher_values", REFERENCE_LOGPS: "reference_logps"}
+
 
 def value_statistics(kind: str, temperature: float, vocab_size: int, group: Any) -> Statistics:
     """A micro-batch's V(s_1..s_{T+1}) per response (psi_1..psi_T for action kinds), float32 nats."""
@@ -46,8 +48,6 @@ class OnlineScorer(pl.Callback):
         models: (what it provides, module, statistics) of each frozen model.
     """
 
-    FIELDS = {TEACHER_VALUE: "teacher_values", REFERENCE_LOGPS: "reference_logps"}
-
     def __init__(self, models: Sequence[tuple[str, MegatronModule, Statistics]]) -> None:
         self.models = models
 
@@ -56,7 +56,7 @@ class OnlineScorer(pl.Callback):
         scored = [dict(batch) for batch in batches]
         for provides, module, statistics in self.models:
             for batch, result in zip(scored, pipeline_forward(module, batches, statistics), strict=False):
-                batch[self.FIELDS[provides]] = result
+                batch[BATCH_FIELDS[provides]] = result
         return scored
 
     def on_megatron_step_start(self, step: Any) -> Any:

@@ -143,5 +143,3 @@ def evaluate_sums(objective: Objective, results: list[tuple[Tensor, Tensor, Tens
         sums += part
     broadcast_from_last(sums, parallel_state.get_pipeline_model_parallel_group())
     return all_reduce_sums(sums, parallel_state.get_data_parallel_group())
-
-

@@ -25,7 +25,9 @@ def split_responses(
     out. Differentiable.
     """
     parts = per_token.split(list(lengths))
-    return [part[p - 1 : p - 1 + r + extra] for part, p, r in zip(parts, prompt_lengths, response_lengths, strict=False)]
+    return [
+        part[p - 1 : p - 1 + r + extra] for part, p, r in zip(parts, prompt_lengths, response_lengths, strict=False)
+    ]
 
 
 def response_sums(

@@ -92,9 +92,7 @@ class Recorder(pl.Callback):
         self.means = pl_module.training_loss_reduction.objective.means(sums)
         self.lr = float(optimizer.param_groups[0]["lr"])
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         grad_norm = float(trainer.callback_metrics.get("grad_norm", float("nan")))
         if not math.isfinite(grad_norm):
@@ -209,9 +207,7 @@ class Checkpointer(pl.Callback):
     def _remember(self, signum: int, frame: Any) -> None:
         self.signalled = signum
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         stop = self._any_rank_signalled()
         if stop or step >= self.max_steps or (self.interval and step % self.interval == 0):
@@ -240,5 +236,3 @@ class Checkpointer(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         for signum, handler in self.previous.items():
             signal.signal(signum, handler)
-
-

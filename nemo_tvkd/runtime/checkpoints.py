@@ -174,7 +174,9 @@ def export_hf(source: Checkpoint, output: Path) -> None:
 def write_context(model: PolicyModel, checkpoint: Path, hf_dir: Path, provenance: dict[str, Any] | None = None) -> None:
     """Write a training checkpoint's context/ (rank 0): NeMo's model description and the Hugging Face side files."""
     trainer = _conversion_trainer()
-    io.TrainerContext(model=model, trainer=trainer, extra={}).io_dump(ckpt_to_context_subdir(checkpoint), yaml_attrs=["model"])
+    io.TrainerContext(model=model, trainer=trainer, extra={}).io_dump(
+        ckpt_to_context_subdir(checkpoint), yaml_attrs=["model"]
+    )
     _copy_side_files(hf_dir, checkpoint / HF_SIDE_DIR)
     if provenance is not None:
         (checkpoint / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))

@@ -1,6 +1,7 @@
 """How a process ends: exit codes, one line for a user's mistake, a traceback that names its rank for a crash."""
 
 import os
+import select
 import sys
 import time
 import traceback
@@ -11,6 +12,8 @@ from nemo_tvkd.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 85
+EXIT_NOBODY_READS = 141
+"""Standard output was closed (`... | head -1`): what a shell reports for a process that SIGPIPE ended."""
 PEER_GRACE_SECONDS = 3.0
 
 
@@ -38,18 +41,22 @@ def is_rank_zero() -> bool:
 def guarded(entry: Callable[..., int | None], *args: Any) -> int:
     """Call `entry` and turn how it ends into an exit code; a user's mistake is one line, from rank 0 alone."""
     try:
-        return entry(*args) or 0
+        code = entry(*args) or 0
+        print(end="", flush=True)  # a pipe that nobody reads is noticed here, not when Python exits
+        return code
     except UserError as error:
         if os.environ.get("NEMO_TVKD_DEBUG") == "1":
             traceback.print_exc()
         elif is_rank_zero():
-            print(f"nemo-tvkd: {error}", file=sys.stderr)
+            print("nemo-tvkd:", " ".join(str(error).splitlines()), file=sys.stderr)
         return EXIT_USER_ERROR
     except Preempted as stop:
         if is_rank_zero():
             print(f"nemo-tvkd: {stop}", file=sys.stderr)
         return EXIT_PREEMPTED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return EXIT_NOBODY_READS
         if _lost_a_peer(error):
             # Not this rank's fault: let the launcher see the rank that died first, and its error instead of ours.
             print(f"nemo-tvkd: rank {rank()} lost contact with another rank and stops", file=sys.stderr, flush=True)
@@ -57,6 +64,20 @@ def guarded(entry: Callable[..., int | None], *args: Any) -> int:
             return 1
         sys.stderr.write(f"nemo-tvkd: rank {rank()} failed\n{traceback.format_exc()}")
         return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe that nobody reads any more; Python's own flush at exit is then kept quiet."""
+    try:
+        out = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # no file behind it
+        return False
+    watch = select.poll()
+    watch.register(out, select.POLLOUT)
+    if not any(event & select.POLLERR for _, event in watch.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return True
 
 
 def _lost_a_peer(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import cpu
 from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, guarded, under_launcher
 
+
 def rank_variables() -> dict[str, int]:
     """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
     env = os.environ
@@ -41,9 +42,7 @@ def world_size(parallel: Any) -> int:
     Raises:
         UserError: the launcher's number of ranks does not fit the layout.
     """
-    model = (
-        parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
-    )
+    model = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if under_launcher():
         world = rank_variables()["world"]
         if world % model:

@@ -121,7 +121,7 @@ def optimizer(config: Any, max_steps: int) -> nl.MegatronOptimizerModule:
         use_distributed_optimizer=has_fused_adam(),
     )
     warmup = math.ceil(options.warmup_ratio * max_steps)
-    schedule = WarmupSchedule(options.schedule, warmup, max_steps, options.min_lr / options.lr)
+    schedule = WarmupSchedule(options.schedule, warmup, max_steps, options.min_lr / options.lr if options.lr else 0.0)
     return nl.MegatronOptimizerModule(config=adam, lr_scheduler=schedule)
 
 

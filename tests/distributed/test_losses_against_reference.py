@@ -120,9 +120,7 @@ def test_tvkd_with_a_reference_policy(pool: RankPool, models: Any, tmp_path: Pat
 
 @pytest.mark.parametrize(("layout", "smoothing"), [(ONE, 0.0), (TP2PP2, 0.1)])
 def test_dpo(pool: RankPool, models: Any, tmp_path: Path, layout: Layout, smoothing: float) -> None:
-    expected, metrics = ref.dpo_loss(
-        models.student, models.teacher, models.pairs, beta=0.1, label_smoothing=smoothing
-    )
+    expected, metrics = ref.dpo_loss(models.student, models.teacher, models.pairs, beta=0.1, label_smoothing=smoothing)
     row = check_step(
         pool,
         models,

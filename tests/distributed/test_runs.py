@@ -23,7 +23,9 @@ def five_steps() -> list[ref.RefPair]:
     return ref.random_pairs(11, 4 * STEPS, VOCAB)
 
 
-def curve(pool: RankPool, models: Any, pairs: list, folder: Path, layout: Layout, micro: int = 1, **kwargs: Any) -> list:
+def curve(
+    pool: RankPool, models: Any, pairs: list, folder: Path, layout: Layout, micro: int = 1, **kwargs: Any
+) -> list:
     arguments: dict[str, Any] = {
         "algorithm": "tvkd",
         "student": models.paths["student"],
@@ -69,9 +71,7 @@ def test_micro_batches_do_not_matter(
         assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=1e-4)
 
 
-def test_the_same_command_repeats_bit_for_bit(
-    pool: RankPool, models: Any, five_steps: list, tmp_path: Path
-) -> None:
+def test_the_same_command_repeats_bit_for_bit(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
     first = curve(pool, models, five_steps, tmp_path / "a", Layout(tp=2, pp=2), options=["data.shuffle=true"])
     again = curve(pool, models, five_steps, tmp_path / "b", Layout(tp=2, pp=2), options=["data.shuffle=true"])
     assert without_speed(first) == without_speed(again)
@@ -225,3 +225,18 @@ def test_packing_fillers_change_nothing(pool: RankPool, models: Any, tmp_path: P
     for layout in (Layout(), Layout(tp=2, sp=True)):
         rows = curve(pool, models, pairs, tmp_path / layout.name, layout, steps=1, options=options)
         assert rows[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, sp=True), Layout(pp=2)], ids=lambda lay: lay.name)
+def test_bf16_follows_fp32(
+    pool: RankPool, models: Any, five_steps: list, reference_curve: list[float], tmp_path: Path, layout: Layout
+) -> None:
+    """bf16 parameters with fp32 master weights: close to the float64 curve, and resumable bit for bit."""
+    bf16 = ["trainer.precision=bf16"]
+    rows = curve(pool, models, five_steps, tmp_path / "run", layout, options=bf16)
+    assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=0.05)
+    assert [row["loss"] for row in rows] != pytest.approx(reference_curve, rel=1e-6), "this did run in bf16"
+    whole = curve(pool, models, five_steps, tmp_path / "whole", layout, steps=4, options=[*bf16, *RESUME])
+    curve(pool, models, five_steps, tmp_path / "parts", layout, steps=2, options=[*bf16, *RESUME])
+    parts = curve(pool, models, five_steps, tmp_path / "parts", layout, steps=4, options=[*bf16, *RESUME])
+    assert without_speed(parts) == without_speed(whole)

@@ -55,8 +55,7 @@ def rank_values(case: str, world: int) -> dict:
     shard = logits.chunk(world, -1)[dist.get_rank()].clone()
     group = dist.group.WORLD
     values = {
-        (kind, tau): vocab.token_values(shard, labels, kind, tau, vocab_size=VOCAB, group=group)
-        for kind, tau in KINDS
+        (kind, tau): vocab.token_values(shard, labels, kind, tau, vocab_size=VOCAB, group=group) for kind, tau in KINDS
     }
     shard.requires_grad_()
     logps = vocab.label_logprobs(shard, labels, vocab_size=VOCAB, group=group)
