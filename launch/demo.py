@@ -18,7 +18,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from demo_data import judge, make_demo_data
+from demo_data import make_demo_data
+from demo_world import judge
 
 LAYOUT = ["parallel.tensor_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"]
 COMMON = [*LAYOUT, "trainer.precision=fp32", "data.max_length=128", "trainer.log_interval=10"]
@@ -174,6 +175,12 @@ def _generate(model: Any, tokenizer: Any, prompts: list[str]) -> list[str]:
     return tokenizer.batch_decode(out[:, batch.input_ids.size(1) :], skip_special_tokens=True)
 
 
+def _last_validation(run: Path) -> dict[str, float]:
+    """The newest row of validation metrics in a run's metrics.jsonl."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return next(row for row in reversed(rows) if "eval_loss" in row)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The result, as text."""
     lines = [f"{'model':22} {'accuracy':>9} {'margin (nats)':>14} {'answer reward':>14}"]
@@ -193,11 +200,15 @@ def main(print_line: Callable[[str], None] = print) -> None:
     run_stages(root)
     print_line("\njudging the exported checkpoints with plain transformers on held-out pairs")
     rows = judge_exports(root)
+    shaping = _last_validation(root / "student_tvkd")
     (root / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     print_line(
         f"\n{table(rows)}\n\n"
         f"{rows[0]['pairs']} held-out pairs. accuracy: how often log pi(chosen) > log pi(rejected); margin: mean\n"
         "difference; answer reward: the data's ground-truth reward of greedy answers (0.0 to 4.3).\n"
+        f"The teacher's shaping term on these pairs: margin {shaping['eval_shaping/margins']:.2f} with a spread of "
+        f"{shaping['eval_shaping/margins_std']:.2f} nats,\nin favour of the chosen response in "
+        f"{shaping['eval_shaping/accuracies']:.0%} of them.\n"
         "One seed, models of 0.4 and 1.7 M parameters on synthetic text: this shows that the pipeline works, not what\n"
         f"the paper shows. Standard error of an accuracy here: about {0.5 / rows[0]['pairs'] ** 0.5:.3f}.\n\n"
         f"runs: {root}/*/ (metrics.jsonl, tensorboard/, checkpoints/)   Hugging Face: {root}/hf/*/\n"

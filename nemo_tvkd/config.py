@@ -251,6 +251,7 @@ def compose(command: str, overrides: list[str], base: Path | None = None) -> Any
     from hydra import initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
 
     store = ConfigStore.instance()
     store.store(name=f"{command}_schema", node=COMMANDS[command])
@@ -264,13 +265,14 @@ def compose(command: str, overrides: list[str], base: Path | None = None) -> Any
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
         try:
-            known = hydra_compose(command, overrides=groups)
-            _check_known(overrides, known)
             config = hydra_compose(command, overrides=overrides)
-        except UserError:
-            raise
         except Exception as error:
+            _check_known(overrides, hydra_compose(command, overrides=groups))
             raise UserError(_one_line(error)) from error
+    if command == "train" and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
+        raise UserError(
+            f"algorithm.name={config.algorithm.name}: choose the method by algorithm={'|'.join(ALGORITHMS)}"
+        )
     _resolve(config)
     return config
 
@@ -293,7 +295,7 @@ def _resolve(config: Any) -> None:
 
 
 def _key(override: str) -> str:
-    return override.split("=", 1)[0].lstrip("+~")
+    return override.split("=", 1)[0]
 
 
 def _check_algorithm(groups: list[str]) -> None:
@@ -353,7 +355,7 @@ def _check_override_syntax(overrides: list[str]) -> None:
     parser = OverridesParser.create()
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or not key:
+        if not equals or not key or key[0] in "+~":
             raise UserError(f"{override!r} is no override: write key=value, for example trainer.max_steps=100")
         try:
             parsed = parser.parse_override(override)
@@ -371,9 +373,7 @@ def _check_known(overrides: list[str], known: Any) -> None:
     keys = _flatten(OmegaConf.to_container(known, resolve=False))
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     for override in overrides:
-        key, value = _key(override), override.split("=", 1)[1]
-        if key == "algorithm.name" and value != known.algorithm.name:
-            raise UserError(f"algorithm.name={value}: the method is chosen by algorithm={'|'.join(ALGORITHMS)}")
+        key = _key(override)
         if key not in keys and key not in sections:
             raise UserError(_unknown(key, list(keys), sections))
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.pairs import read_rows
-from nemo_tvkd.data.template import Template, Tokenized, load_tokenizer, tokenize_rows, tokenizer_fingerprint
+from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
+from nemo_tvkd.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE, Method
 from nemo_tvkd.losses.tvkd import FORMS, TERMINALS, teacher_vanishes
@@ -270,27 +271,27 @@ def _frozen_models(
             checkpoint = find_checkpoint(path, f"{need}.path")
             check_architecture(checkpoint.config, f"{need}.path")
             check_layout(checkpoint.config, f"{need}.path", *layout)
-            _check_vocabulary(checkpoint, encoder, need)
+            check_vocabulary(checkpoint, encoder, f"{need}.path", "student.path")
             frozen[need] = checkpoint
         else:
             stores[need] = _open_store(config, need, path, encoder)
     return frozen, stores
 
 
-def _check_vocabulary(checkpoint: Checkpoint, encoder: Encoder, need: str) -> None:
-    """An online model reads the student's ids, so both must mean the same by them."""
+def check_vocabulary(checkpoint: Checkpoint, encoder: Encoder, key: str, owner: str) -> None:
+    """A model that reads the ids of `owner`'s tokenizer (both are configuration keys) must mean the same by them."""
     largest = max(encoder.tokenizer.get_vocab().values())
     if largest >= checkpoint.config.vocab_size:
         raise UserError(
-            f"{need}.path: its vocabulary of {checkpoint.config.vocab_size} is smaller than the student tokenizer's "
-            f"{largest + 1}; an online {need} must share the student's tokenizer"
+            f"{key}: its vocabulary of {checkpoint.config.vocab_size} is smaller than the {largest + 1} token ids it "
+            f"would read: it must share {owner}'s tokenizer"
         )
     try:
-        own = load_tokenizer(str(checkpoint.hf_dir), f"{need}.path")
+        own = load_tokenizer(str(checkpoint.hf_dir), key)
     except UserError:
         return  # a checkpoint without a tokenizer: the vocabulary size is all there is to compare
     if tokenizer_fingerprint(own) != encoder.fingerprint:
-        raise UserError(f"{need}.path: its tokenizer differs from the student's; an online {need} must share it")
+        raise UserError(f"{key}: its tokenizer is not {owner}'s, whose token ids it would read")
 
 
 def _open_store(config: Any, need: str, path: str, encoder: Encoder) -> ScoreStore:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_tvkd.losses import METHODS, TEACHER_VALUE
-from nemo_tvkd.models.hf import Checkpoint, newest_complete
+from nemo_tvkd.models.hf import newest_complete
 from nemo_tvkd.prepare import Prepared, prepare_training, soft_value_temperature
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
@@ -148,7 +148,7 @@ class _Run:
         record = Recorder(
             directory, options.log_interval, steps, self.config.logger.tensorboard, validate, options.val_interval
         )
-        context = partial(_write_context, write_context, model, self.prepared.student)
+        context = partial(write_context, model, self.prepared.student)
         save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
         return [StepSeed(options.seed), *([scorer] if scorer else []), record, save]
 
@@ -173,7 +173,3 @@ class _Run:
             return self.objective.means(evaluate_sums(self.objective, results))
 
         return validate
-
-
-def _write_context(write: Callable, model: Any, student: Checkpoint, folder: Path) -> None:
-    write(model, folder, student.hf_dir)

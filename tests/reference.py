@@ -6,116 +6,43 @@ masks, shifts, packing, padding and parallel layouts cannot go wrong in the same
 Notation. Prompt x (P tokens), response y = (y_1..y_T), its end token included. State s_t = (x, y_<t) for t = 1..T+1;
 s_{T+1} is the state after the end token. z(s) are raw logits, pi = softmax(z) at temperature 1. Row i of the logits of
 x + y is z at the state that ends with token i, so z(s_t) is row P + t - 2 and z(s_{T+1}) is the last row, P + T - 1.
-
-Precision. ``model.double()`` alone is not float64: transformers computes RMSNorm, the attention softmax and the rotary
-angles in float32 whatever the dtype. ``as_float64`` puts float64 forms of these three in place on a deep copy; the
-caller's model is never touched. ``gradients`` finds the copies a loss was computed with through its autograd graph.
 """
 
 from __future__ import annotations
 
 import copy
-import math
-import random
-import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from float64 import as_float64, gradients, sequence_logits
+from tiny_models import RefPair, random_pairs, tiny_llama, tiny_mistral
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
+
+__all__ = [  # the tests' one name for all of it is `reference`
+    "ACTION_KINDS",
+    "STATE_KINDS",
+    "RefPair",
+    "adamw_losses",
+    "as_float64",
+    "dpo_loss",
+    "gradients",
+    "potential",
+    "random_pairs",
+    "reference_free_dpo_loss",
+    "response_logp",
+    "sequence_logits",
+    "sft_loss",
+    "shaping",
+    "state_values",
+    "tiny_llama",
+    "tiny_mistral",
+    "tvkd_loss",
+]
 
 STATE_KINDS = ("soft_value", "max", "margin", "expectation")
 ACTION_KINDS = ("logit", "logprob")
-
-
-@dataclass
-class RefPair:
-    """One preference: prompt x, chosen y_w and rejected y_l as token ids; responses include their end token."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
-# ---------------------------------------------------------------------------------------------- float64 forward pass
-
-
-class _RMSNorm64(nn.Module):
-    """weight * x / sqrt(mean(x^2) + eps), in the dtype of x."""
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        self.weight = source.weight
-        self.eps = float(source.variance_epsilon)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.weight * (x / torch.sqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
-
-
-class _Rotary64(nn.Module):
-    """cos and sin of position * inv_freq in float64; inv_freq itself is the model's float32 table."""
-
-    inv_freq: Tensor
-
-    def __init__(self, source: Any) -> None:
-        super().__init__()
-        if source.rope_type not in ("default", "linear", "llama3", "yarn"):
-            raise NotImplementedError(f"rope type {source.rope_type!r} changes with the length")
-        self.register_buffer("inv_freq", source.inv_freq.detach().double(), persistent=False)
-        self.scaling = float(source.attention_scaling)
-
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        angles = position_ids[:, :, None].double() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return (angles.cos() * self.scaling).to(x.dtype), (angles.sin() * self.scaling).to(x.dtype)
-
-
-def _attention64(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, Tensor]:
-    """softmax(q k^T * scale + mask) v; query i sees key j when 0 <= i - j, and i - j < window if there is one."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    distance = torch.arange(query.shape[2])[:, None] - torch.arange(key.shape[2])[None, :]
-    visible = distance >= 0
-    if kwargs.get("sliding_window") is not None:
-        visible = visible & (distance < kwargs["sliding_window"])
-    scores = (query @ key.transpose(2, 3) * kwargs["scaling"]).masked_fill(~visible, -math.inf)
-    weights = torch.softmax(scores, dim=-1)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-ALL_ATTENTION_FUNCTIONS.register("reference_float64", _attention64)
-
-
-def as_float64(model: PreTrainedModel) -> PreTrainedModel:
-    """A deep copy of ``model`` that computes in float64 throughout; a model made by this function comes back as is."""
-    if getattr(model, "_reference_float64", False):
-        return model
-    twin = copy.deepcopy(model).eval().double().requires_grad_(True)
-    for parent in list(twin.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child).__name__.endswith("RMSNorm"):
-                setattr(parent, name, _RMSNorm64(child))
-            elif type(child).__name__.endswith("RotaryEmbedding"):
-                setattr(parent, name, _Rotary64(child))
-    twin.config._attn_implementation = "reference_float64"
-    twin._reference_float64 = True
-    for name, parameter in twin.named_parameters():
-        parameter._reference_source = (weakref.ref(model), name)
-    return twin
-
-
-def sequence_logits(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Raw logits z at every position of prompt + response, [P + T, V] float64, one unpadded forward."""
-    if not prompt or not response:
-        raise ValueError("the prompt and the response must not be empty")
-    ids = torch.tensor([[*prompt, *response]])
-    return as_float64(model)(input_ids=ids, use_cache=False).logits[0]
 
 
 def _response_logits(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
@@ -300,45 +227,7 @@ def sft_loss(policy: PreTrainedModel, examples: Sequence[tuple[Sequence[int], Se
     return -total / sum(len(response) for _, response in examples)
 
 
-# -------------------------------------------------------------------------------------------- gradients and training
-
-
-def _graph_leaves(root: Tensor) -> list[Tensor]:
-    """Every tensor on which ``root`` would accumulate a gradient."""
-    leaves, seen, stack = [], set(), [root.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        stack.extend(parent for parent, _ in node.next_functions)
-    return leaves
-
-
-def gradients(loss: Tensor, model: PreTrainedModel) -> dict[str, Tensor]:
-    """d loss / d theta in float64, by HF parameter name (a tied weight appears once, under its first name).
-
-    ``model`` is the model the loss was computed with (the caller's float32 one, or an ``as_float64`` copy): the loss's
-    graph is searched for the float64 copies made of it, and their gradients are added. Unused parameters get zeros.
-    """
-    result = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in model.named_parameters()}
-    own = {id(p): name for name, p in model.named_parameters()}
-    found: list[tuple[str, Tensor]] = []
-    for leaf in _graph_leaves(loss):
-        owner, name = getattr(leaf, "_reference_source", (lambda: None, ""))
-        if id(leaf) in own:
-            found.append((own[id(leaf)], leaf))
-        elif owner() is model:
-            found.append((name, leaf))
-    if not found:
-        raise ValueError("the loss does not depend on this model")
-    for (name, _), grad in zip(
-        found, torch.autograd.grad(loss, [leaf for _, leaf in found], retain_graph=True), strict=True
-    ):
-        result[name] = result[name] + grad
-    return result
+# ----------------------------------------------------------------------------------------------------------- training
 
 
 def adamw_losses(
@@ -382,143 +271,3 @@ def adamw_losses(
         optimizer.step()
         losses.append(loss.item())
     return losses
-
-
-# ----------------------------------------------------------------------------------------------- tiny models and data
-
-
-def _spread_weights(model: PreTrainedModel, seed: int, spread: float) -> None:
-    """Draw all weights so that logits spread by about ``spread`` and every part of the network matters.
-
-    Rows of linear layers have variance 1 / fan_in (unit-size activations), norm weights lie around 1 (not at 1), and
-    the output layer has std spread / sqrt(hidden), since the final norm gives it inputs of root mean square near 1.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    output = model.get_output_embeddings().weight
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            if p is output:
-                p.copy_(noise * spread / math.sqrt(p.shape[1]))
-            elif p.ndim == 1:
-                p.copy_(1.0 + 0.1 * noise)
-            elif "embed_tokens" in name:
-                p.copy_(noise)
-            else:
-                p.copy_(noise / math.sqrt(p.shape[1]))
-
-
-def tiny_llama(
-    seed: int,
-    *,
-    vocab: int = 96,
-    hidden: int = 32,
-    layers: int = 2,
-    heads: int = 4,
-    kv_heads: int = 2,
-    tie: bool = False,
-    rope_scaling: dict[str, Any] | None = None,
-    head_dim: int | None = None,
-    intermediate: int | None = None,
-    max_positions: int = 256,
-    rope_theta: float = 10000.0,
-    spread: float = 2.5,
-) -> LlamaForCausalLM:
-    """A random float32 Llama whose logits have a standard deviation near ``spread``; the global RNG is left alone.
-
-    ``rope_scaling`` is HF's dict, e.g. ``{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0, "original_max_position_embeddings": 64}``; ids 0, 1, 2 are pad, start and end.
-    """
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate or 2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        tie_word_embeddings=tie,
-        rope_scaling=rope_scaling,
-        rope_theta=rope_theta,
-        max_position_embeddings=max_positions,
-        rms_norm_eps=1e-5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = LlamaForCausalLM(config).float().eval()
-    _spread_weights(model, seed, spread)
-    return model
-
-
-def tiny_mistral(
-    seed: int,
-    *,
-    sliding_window: int | None = 8,
-    vocab: int = 96,
-    hidden: int = 32,
-    layers: int = 2,
-    heads: int = 4,
-    kv_heads: int = 2,
-    tie: bool = False,
-    head_dim: int | None = None,
-    intermediate: int | None = None,
-    max_positions: int = 256,
-    rope_theta: float = 10000.0,
-    spread: float = 2.5,
-) -> MistralForCausalLM:
-    """A random float32 Mistral, as ``tiny_llama``; a query sees itself and the ``sliding_window`` - 1 keys before."""
-    config = MistralConfig(
-        vocab_size=vocab,
-        hidden_size=hidden,
-        intermediate_size=intermediate or 2 * hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=head_dim,
-        tie_word_embeddings=tie,
-        sliding_window=sliding_window,
-        rope_theta=rope_theta,
-        max_position_embeddings=max_positions,
-        rms_norm_eps=1e-5,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="eager",
-    )
-    with torch.random.fork_rng(devices=[]):
-        model = MistralForCausalLM(config).float().eval()
-    _spread_weights(model, seed, spread)
-    return model
-
-
-def random_pairs(
-    seed: int,
-    n: int,
-    vocab: int = 96,
-    *,
-    max_prompt: int = 9,
-    max_response: int = 8,
-    long_prompt: int = 40,
-    end: int = 2,
-    first_token: int = 3,
-) -> list[RefPair]:
-    """``n`` pairs of random tokens in [first_token, vocab), every response closed by ``end``.
-
-    Pair 0 has a prompt of ``long_prompt`` tokens; in pairs 1, 4, 7, .. the chosen response is the end token alone and
-    in pairs 2, 5, 8, .. the rejected one; the two responses of a pair always have different lengths.
-    """
-    rng = random.Random(seed)
-
-    def tokens(count: int) -> list[int]:
-        return [rng.randrange(first_token, vocab) for _ in range(count)]
-
-    pairs = []
-    for index in range(n):
-        prompt = tokens(long_prompt if index == 0 else rng.randint(1, max_prompt))
-        first, second = rng.sample(range(2, max_response + 1), 2)
-        chosen, rejected = {1: (1, second), 2: (first, 1)}.get(index % 3, (first, second))
-        pairs.append(RefPair(prompt, [*tokens(chosen - 1), end], [*tokens(rejected - 1), end]))
-    return pairs

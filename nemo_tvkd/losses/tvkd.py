@@ -25,6 +25,7 @@ METRICS = (
     "shaping/chosen",
     "shaping/rejected",
     "shaping/margins",
+    "shaping/accuracies",
 )
 
 
@@ -103,5 +104,6 @@ def tvkd_loss(
         "shaping/chosen": chosen_shaping,
         "shaping/rejected": rejected_shaping,
         "shaping/margins": chosen_shaping - rejected_shaping,
+        "shaping/accuracies": (chosen_shaping > rejected_shaping).to(losses.dtype),
     }
     return losses, metrics

@@ -41,7 +41,7 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.hf_dir)
         except (OSError, ValueError, TypeError, LookupError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = " ".join(str(error).split()).partition(". ")[0][:200]
             raise UserError(f"{self.hf_dir / 'config.json'} is not a model's config: {reason}") from error
 
 
@@ -119,13 +119,21 @@ def newest_complete(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def _provenance(checkpoint: Checkpoint) -> dict[str, str]:
+    file = checkpoint.path / "context" / PROVENANCE
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def weights_dtype(checkpoint: Checkpoint) -> str:
+    """Name of the dtype that a checkpoint's weights had as a Hugging Face checkpoint, and are exported in."""
+    told = getattr(checkpoint.config, "torch_dtype", None)
+    return _provenance(checkpoint).get("dtype") or str(told or "float32").removeprefix("torch.")
+
+
 def weights_fingerprint(checkpoint: Checkpoint) -> str:
     """sha256 over a checkpoint's weight files (hex). An import carries its source's, as the weights are the same."""
-    provenance = checkpoint.path / "context" / PROVENANCE
-    if checkpoint.kind == "nemo" and provenance.is_file():
-        source = json.loads(provenance.read_text()).get("source_weights")
-        if source:
-            return str(source)
+    if source := _provenance(checkpoint).get("source_weights"):
+        return source
     folder, patterns = (
         (checkpoint.path, ("*.safetensors", "pytorch_model*.bin"))
         if checkpoint.kind == "hf"

@@ -22,6 +22,7 @@ from nemo.lightning import io
 from nemo.lightning.ckpt_utils import ckpt_to_context_subdir
 from nemo.lightning.io.state import _ModelState
 
+from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.architecture import CausalLMConfig, model_config
 from nemo_tvkd.models.frozen import load_weights
@@ -31,11 +32,20 @@ from nemo_tvkd.models.hf import (
     Checkpoint,
     find_checkpoint,
     padded_vocab_size,
+    weights_dtype,
     weights_fingerprint,
 )
 from nemo_tvkd.models.policy import PolicyModel
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "vocab.*",
+    "merges.txt",
+)
 VOCABULARY_KEYS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -69,7 +79,7 @@ class PolicyImporter(HFLlamaImporter):
         from transformers import AutoModelForCausalLM
 
         source = AutoModelForCausalLM.from_pretrained(str(self), torch_dtype="auto")
-        target = self.init()
+        target = PolicyModel(model_config(source.config, "source", source.dtype))
         trainer = self.nemo_setup(target, _conversion_trainer())
         state = dict(source.state_dict())
         for name in VOCABULARY_KEYS:
@@ -77,6 +87,7 @@ class PolicyImporter(HFLlamaImporter):
                 state[name] = _pad_rows(state[name], padded_vocab_size(source.config))
         self.convert_state(_ModelState(state, source.config), target)
         self.nemo_save(output_path, trainer)
+        _write_provenance(output_path, {"dtype": str(source.dtype).removeprefix("torch.")})
         return output_path
 
     def on_import_ckpt(self, model: Any) -> None:
@@ -100,12 +111,11 @@ class PolicyExporter(HFLlamaExporter):
         return output_path
 
     def _converted(self) -> Any:
-        """The Hugging Face model with this checkpoint's weights."""
+        """The Hugging Face model with this checkpoint's weights, in the dtype of the import."""
         source = find_checkpoint(str(self), "checkpoint")
-        dtype = getattr(source.config, "torch_dtype", None) or torch.float32
+        dtype = getattr(torch, weights_dtype(source))
         config = model_config(source.config, "checkpoint", dtype)
         config.perform_initialization = False
-        config.use_cpu_initialization = True
         module = config.configure_model(tokenizer=None)
         load_weights(module, source)
         return self.convert_state(module, self.init(dtype))
@@ -136,10 +146,16 @@ def import_hf(source: Checkpoint, output: Path, tokenizer: str = "") -> None:
     PolicyImporter(str(source.path)).apply(partial)
     _copy_side_files(source.hf_dir, partial / HF_SIDE_DIR)
     if tokenizer:
-        _keep_tokenizer(tokenizer, partial / HF_SIDE_DIR)
-    provenance = {"source": str(source.path.resolve()), "source_weights": weights_fingerprint(source)}
-    (partial / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+        _replace_tokenizer(tokenizer, partial / HF_SIDE_DIR)
+    _write_provenance(partial, {"source": str(source.path.resolve()), "source_weights": weights_fingerprint(source)})
     partial.rename(output)
+
+
+def _write_provenance(checkpoint: Path, facts: dict[str, str]) -> None:
+    """Add to a NeMo checkpoint's record of where it comes from."""
+    file = checkpoint / "context" / PROVENANCE
+    known = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(known | facts, indent=1))
 
 
 def _fresh_partial(output: Path) -> Path:
@@ -149,9 +165,11 @@ def _fresh_partial(output: Path) -> Path:
     return partial
 
 
-def _keep_tokenizer(tokenizer: str, folder: Path) -> None:
-    from nemo_tvkd.data.template import load_tokenizer
-
+def _replace_tokenizer(tokenizer: str, folder: Path) -> None:
+    """Another tokenizer instead of the source's, of which no file may stay: a template left over would be applied."""
+    for pattern in TOKENIZER_FILES:
+        for file in folder.glob(pattern):
+            file.unlink()
     load_tokenizer(tokenizer, "student.tokenizer").save_pretrained(folder)
 
 
@@ -167,19 +185,18 @@ def export_hf(source: Checkpoint, output: Path) -> None:
     """
     partial = _fresh_partial(output)
     PolicyExporter(str(source.path)).apply(partial)
+    (partial / "generation_config.json").unlink(missing_ok=True)  # transformers makes one up
     _copy_side_files(source.hf_dir, partial)
     partial.rename(output)
 
 
-def write_context(model: PolicyModel, checkpoint: Path, hf_dir: Path, provenance: dict[str, Any] | None = None) -> None:
-    """Write a training checkpoint's context/ (rank 0): NeMo's model description and the Hugging Face side files."""
+def write_context(model: PolicyModel, student: Checkpoint, folder: Path) -> None:
+    """Write a training checkpoint's context/ (rank 0): NeMo's model description and the student's side files."""
     trainer = _conversion_trainer()
-    io.TrainerContext(model=model, trainer=trainer, extra={}).io_dump(
-        ckpt_to_context_subdir(checkpoint), yaml_attrs=["model"]
-    )
-    _copy_side_files(hf_dir, checkpoint / HF_SIDE_DIR)
-    if provenance is not None:
-        (checkpoint / "context" / PROVENANCE).write_text(json.dumps(provenance, indent=1))
+    context = io.TrainerContext(model=model, trainer=trainer, extra={})
+    context.io_dump(ckpt_to_context_subdir(folder), yaml_attrs=["model"])
+    _copy_side_files(student.hf_dir, folder / HF_SIDE_DIR)
+    _write_provenance(folder, {"dtype": weights_dtype(student)})
 
 
 def import_folder() -> Path:
@@ -211,15 +228,26 @@ def as_nemo(wanted: dict[str, tuple[Checkpoint, str]]) -> dict[str, Checkpoint]:
 def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
     if checkpoint.kind == "nemo":
         return checkpoint
-    name = f"{checkpoint.path.resolve().name}-{weights_fingerprint(checkpoint)[:12]}"
+    digest = hashlib.sha256(weights_fingerprint(checkpoint).encode())
+    digest.update(_side_fingerprint(checkpoint.hf_dir).encode())
     if tokenizer:
-        name += f"-{hashlib.sha256(tokenizer.encode()).hexdigest()[:6]}"
-    output = import_folder() / name
+        digest.update(_side_fingerprint(Path(tokenizer)).encode())
+    output = import_folder() / f"{checkpoint.path.resolve().name}-{digest.hexdigest()[:12]}"
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{output}.lock"):
         if not output.exists():
             _import_in_subprocess(checkpoint, output, tokenizer)
     return find_checkpoint(str(output), key)
+
+
+def _side_fingerprint(place: Path) -> str:
+    """sha256 over what an import keeps beside the weights: config, tokenizer, templates."""
+    files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        if not any(file.match(pattern) for pattern in WEIGHT_FILES):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _import_in_subprocess(checkpoint: Checkpoint, output: Path, tokenizer: str) -> None:

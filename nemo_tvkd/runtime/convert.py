@@ -1,5 +1,6 @@
 """`nemo-tvkd import-hf` and `nemo-tvkd export-hf`."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from nemo_tvkd.models.hf import check_architecture, find_checkpoint
 
 def import_main(config: Any) -> int:
     """Hugging Face to NeMo; mistakes are found before NeMo is imported."""
+    _hide_gpus()
     source = find_checkpoint(config.source, "source")
     if source.kind != "hf":
         raise UserError(f"source: {config.source} is a NeMo checkpoint already")
@@ -24,6 +26,7 @@ def import_main(config: Any) -> int:
 
 def export_main(config: Any) -> int:
     """NeMo to Hugging Face."""
+    _hide_gpus()
     checkpoint = find_checkpoint(config.checkpoint, "checkpoint")
     if checkpoint.kind != "nemo":
         raise UserError(f"checkpoint: {config.checkpoint} is a Hugging Face directory already")
@@ -34,6 +37,11 @@ def export_main(config: Any) -> int:
     export_hf(checkpoint, output)
     print(f"{output}: Hugging Face checkpoint of {checkpoint.path}")
     return 0
+
+
+def _hide_gpus() -> None:
+    """A conversion moves tensors and computes nothing: on the CPU it is the same on every machine."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def _new(output: str) -> Path:

@@ -120,16 +120,31 @@ def score(config: Any, job: ScoringJob, checkpoint: Checkpoint) -> None:
     replica = parallel_state.get_data_parallel_rank()
     replicas = parallel_state.get_data_parallel_world_size()
     progress = _Progress(job, config.score.part_size, missing[replica::replicas], replicas)
+    failure: UserError | None = None
     for part in missing[replica::replicas]:
         rows = job.rows[part * config.score.part_size : (part + 1) * config.score.part_size]
         scores = _score_rows(config, module, checkpoint, rows, progress)
-        if parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-            writer.write_part(part, scores)
-    dist.barrier()
+        if failure is None and scores and parallel_state.get_tensor_model_parallel_rank() == 0:
+            try:
+                writer.write_part(part, scores)
+            except UserError as error:  # a full disk, a number that is not finite
+                failure = error
+    _raise_everywhere(failure)
     if dist.get_rank() == 0:
         writer.finish()
         size = sum(file.stat().st_size for file in Path(config.score.output).iterdir())
         print(f"{config.score.output}: {len(job.rows)} pairs, {size:,} bytes", flush=True)
+
+
+def _raise_everywhere(failure: UserError | None) -> None:
+    """What went wrong on one rank ends all of them with the same message; also the barrier before the store ends."""
+    import torch.distributed as dist
+
+    failures: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, failure)
+    for found in failures:
+        if found is not None:
+            raise found
 
 
 def _score_rows(

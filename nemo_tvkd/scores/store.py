@@ -16,91 +16,21 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.scores.identity import Identity, data_fingerprint
+from nemo_tvkd.scores.shard import OUTPUT, PairScores, columns_of, decode, encode, holds, write_whole
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # imported where it is used: the command line must start without it
+    import pyarrow as pa
+
+__all__ = ["MANIFEST", "PLAN", "Identity", "PairScores", "ScoreStore", "StoreWriter", "data_fingerprint"]
 
 FORMAT = 1
 PLAN, MANIFEST = "plan.json", "manifest.json"
-WHAT = ("value", "logprob", "reward")
-SIDES = ("chosen", "rejected")
-_OUTPUT = "score.output"  # the key that names the directory while it is being written
-_STAMP = b"nemo_tvkd.sha256"  # Parquet metadata: hash of a part's identity and content
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What the scores are bound to; kept in the plan and the manifest.
-
-    `what` is put into the order of WHAT, so that the order in which it was asked for makes no difference;
-    an unknown entry raises ValueError.
-    """
-
-    model: str
-    """path as given; informational, never compared"""
-    weights: str
-    """hash of the scoring model's weights"""
-    tokenizer: str
-    """fingerprint"""
-    chat_template: str
-    """fingerprint"""
-    what: tuple[str, ...]
-    """of value, logprob, reward"""
-    value_kind: str
-    """soft_value | max | margin | expectation (T+1 numbers per response) | logit | logprob (T); "" without value"""
-    temperature: float
-    """of soft_value, else 1.0"""
-    max_length: int
-    max_prompt_length: int
-    data: str
-    """data_fingerprint of all pair_ids in order"""
-
-    def __post_init__(self) -> None:
-        if unknown := sorted(set(self.what) - set(WHAT)):
-            raise ValueError(f"unknown scores {unknown}: known are {', '.join(WHAT)}")
-        object.__setattr__(self, "what", tuple(name for name in WHAT if name in self.what))
-        object.__setattr__(self, "temperature", float(self.temperature))
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Identity:
-        """The identity in a plan or manifest; KeyError where a field is missing, ValueError for unknown scores."""
-        return cls(**{field.name: stored[field.name] for field in fields(cls)})
-
-    def compared(self) -> dict[str, Any]:
-        """The fields that must agree: all but the model's path."""
-        return {name: value for name, value in asdict(self).items() if name != "model"}
-
-
-@dataclass
-class PairScores:
-    """The scores of one pair; what was not asked for is None.
-
-    Values are float32, one per response state s_1..s_{T+1} (per response token for the action-dependent kinds);
-    logprob is summed over the response, in nats; reward is in the scoring model's reward units.
-    """
-
-    pair_id: str
-    chosen_value: np.ndarray | None = None
-    rejected_value: np.ndarray | None = None
-    chosen_logprob: float | None = None
-    rejected_logprob: float | None = None
-    chosen_reward: float | None = None
-    rejected_reward: float | None = None
-
-
-def data_fingerprint(pair_ids: Sequence[str]) -> str:
-    """sha256 (hex) over all pair_ids in order."""
-    digest = hashlib.sha256()
-    for pair_id in pair_ids:
-        digest.update(f"{pair_id}\n".encode())
-    return digest.hexdigest()
 
 
 class StoreWriter:
@@ -139,30 +69,25 @@ class StoreWriter:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{_OUTPUT}: cannot create the directory {self.path}: {error.strerror}") from error
+            raise UserError(f"{OUTPUT}: cannot create the directory {self.path}: {error.strerror}") from error
         for temporary in self._temporaries():
             temporary.unlink(missing_ok=True)
         plan = self.path / PLAN
         if plan.exists():
-            self._check_plan(_read_json(plan, _OUTPUT, "give another directory, or remove this one to start afresh"))
+            self._check_plan(_read_json(plan, OUTPUT, "give another directory, or remove this one to start afresh"))
         elif any(self.path.iterdir()):
             raise UserError(
-                f"{_OUTPUT}: {self.path} is not empty and holds no score store ({PLAN} is missing); "
+                f"{OUTPUT}: {self.path} is not empty and holds no score store ({PLAN} is missing); "
                 "give an empty or a new directory"
             )
         else:
-            _write_whole(plan, _dump_json(self._plan()))
+            write_whole(plan, _dump_json(self._plan()))
         self._reopen_if_damaged()
 
     def is_complete(self, part: int) -> bool:
         """Whether the part is there, of this identity, with its pairs in their order and every number as written."""
         try:
-            table = _decode(self._file(part).read_bytes())
-            return (
-                table.schema.equals(_schema(self.identity))
-                and table.column("pair_id").to_pylist() == list(self.part_pair_ids(part))
-                and table.schema.metadata == {_STAMP: _stamp(self.identity, table)}
-            )
+            return holds(self._file(part).read_bytes(), self.identity, self.part_pair_ids(part))
         except (OSError, ValueError, MemoryError, NotImplementedError):  # what pyarrow raises for damaged files
             return False
 
@@ -173,7 +98,7 @@ class StoreWriter:
         Raises UserError for a score that is NaN or infinite (named by pair_id) and for a disk that is full.
         """
         assert [row.pair_id for row in scores] == list(self.part_pair_ids(part)), f"part {part}: other pairs"
-        _write_whole(self._file(part), _encode(self.identity, scores))
+        write_whole(self._file(part), encode(self.identity, scores))
 
     def finish(self) -> None:
         """Rank 0, after everybody has written: write the manifest; again on a finished store, change nothing.
@@ -183,10 +108,10 @@ class StoreWriter:
         missing = [part for part in self.parts() if not self.is_complete(part)]
         if missing:
             raise UserError(
-                f"{_OUTPUT}: {self.path} lacks {len(missing)} of {len(self.parts())} parts, "
+                f"{OUTPUT}: {self.path} lacks {len(missing)} of {len(self.parts())} parts, "
                 f"first {self._file(missing[0]).name}: run the same score command again"
             )
-        plan = _read_json(self.path / PLAN, _OUTPUT, "run the same score command again")
+        plan = _read_json(self.path / PLAN, OUTPUT, "run the same score command again")
         entries = [
             {"file": file.name, "rows": len(self.part_pair_ids(part)), "sha256": _sha256(file)}
             for part in self.parts()
@@ -198,7 +123,7 @@ class StoreWriter:
         manifest = _dump_json({**plan, "parts": entries, "totals": totals})
         file = self.path / MANIFEST
         if not file.exists() or file.read_bytes() != manifest:
-            _write_whole(file, manifest)
+            write_whole(file, manifest)
 
     def _file(self, part: int) -> Path:
         return self.path / f"part-{part:06d}.parquet"
@@ -215,12 +140,12 @@ class StoreWriter:
             there = {**Identity.from_json(plan["identity"]).compared(), "part_size": plan["part_size"]}
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{_OUTPUT}: {self.path / PLAN} is not a plan of this version; give another directory"
+                f"{OUTPUT}: {self.path / PLAN} is not a plan of this version; give another directory"
             ) from error
         here = {**self.identity.compared(), "part_size": self.part_size}
         if differing := [name for name in here if there[name] != here[name]]:
             raise UserError(
-                f"{_OUTPUT}: {self.path} holds other scores: "
+                f"{OUTPUT}: {self.path} holds other scores: "
                 + "; ".join(f"{name} is {_show(there[name])} there and {_show(here[name])} here" for name in differing)
                 + "; give another directory, or remove this one to start afresh"
             )
@@ -251,7 +176,7 @@ class ScoreStore:
         self.identity = identity
         self._part_size = part_size
         self._tables = tables
-        self._columns = _columns(identity)
+        self._columns = columns_of(identity)
         # pair_id -> row in the whole store: one int per pair. The same pair twice in the data: its first row counts.
         self._row: dict[str, int] = {}
         for part, table in enumerate(tables):
@@ -286,7 +211,7 @@ class ScoreStore:
             if hashlib.sha256(data).hexdigest() != sha256:
                 fault = f"is truncated or corrupted (its sha256 is not the one in {MANIFEST})"
                 raise UserError(f"{key}: {file} {fault}: {again}, it rewrites this part")
-            tables.append(_decode(data))
+            tables.append(decode(data))
         return cls(path, identity, part_size, tables)
 
     def __len__(self) -> int:
@@ -334,97 +259,6 @@ class ScoreStore:
         return scores
 
 
-def _columns(identity: Identity) -> list[str]:
-    return [f"{side}_{name}" for name in identity.what for side in SIDES]
-
-
-def _schema(identity: Identity) -> pa.Schema:
-    import pyarrow as pa
-
-    # Nothing may be null: that also saves the bytes that would say so for every value.
-    values = pa.list_(pa.field("element", pa.float32(), nullable=False))
-    columns = [(name, values if name.endswith("_value") else pa.float64()) for name in _columns(identity)]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in [("pair_id", pa.string()), *columns]])
-
-
-def _stamp(identity: Identity, table: pa.Table) -> bytes:
-    """sha256 over what the columns do not show (weights, temperature, lengths) and over the columns.
-
-    Parquet's own page checksums leave its headers uncovered, and a file cannot hold the hash of its bytes; this
-    tells in an unfinished store, which has no manifest yet, whether a part says what was written.
-    """
-    digest = hashlib.sha256(json.dumps(identity.compared(), sort_keys=True).encode())
-    digest.update(data_fingerprint(table.column("pair_id").to_pylist()).encode())
-    for name in _columns(identity):
-        column = table.column(name).combine_chunks()
-        if name.endswith("_value"):
-            digest.update(column.value_lengths().to_numpy(zero_copy_only=False).tobytes())
-            column = column.flatten()
-        digest.update(column.to_numpy(zero_copy_only=False).tobytes())
-    return digest.hexdigest().encode()
-
-
-def _encode(identity: Identity, scores: Sequence[PairScores]) -> bytes:
-    """The Parquet file of one part: the same bytes for the same scores."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for row in scores:
-        _check_finite(row, _columns(identity))
-    schema = _schema(identity)
-    arrays = [pa.array([row.pair_id for row in scores], pa.string())]
-    encoding = {"pair_id": "PLAIN"}
-    for name in _columns(identity):
-        cells = [getattr(row, name) for row in scores]
-        if not name.endswith("_value"):
-            arrays.append(pa.array(cells, pa.float64()))
-            encoding[name] = "PLAIN"
-            continue
-        cells = [np.asarray(cell, dtype=np.float32) for cell in cells]
-        offsets = np.cumsum([0, *(len(cell) for cell in cells)]).astype(np.int32)
-        arrays.append(pa.ListArray.from_arrays(offsets, np.concatenate(cells), type=schema.field(name).type))
-        # Signs and exponents hardly vary: kept apart from the noise of the mantissas they compress to nothing.
-        encoding[f"{name}.list.element"] = "BYTE_STREAM_SPLIT"
-    table = pa.Table.from_arrays(arrays, schema=schema)
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata({_STAMP: _stamp(identity, table)}),
-        sink,
-        version="2.6",
-        data_page_version="1.0",
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=False,
-        column_encoding=encoding,
-        write_statistics=False,
-    )
-    return sink.getvalue().to_pybytes()
-
-
-def _decode(data: bytes) -> pa.Table:
-    """The rows of a part."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-
-
-def _check_finite(row: PairScores, columns: Sequence[str]) -> None:
-    present = {f"{side}_{name}" for name in WHAT for side in SIDES if getattr(row, f"{side}_{name}") is not None}
-    assert present == set(columns), f"pair {row.pair_id}: scores {sorted(present)}, the store has {sorted(columns)}"
-    for name in columns:
-        # As stored: a value beyond float32's range is infinite there.
-        with np.errstate(over="ignore"):
-            numbers = np.asarray(getattr(row, name), dtype=np.float32 if name.endswith("_value") else np.float64)
-        assert numbers.ndim == name.endswith("_value"), f"pair {row.pair_id}: {name} of shape {numbers.shape}"
-        if not np.isfinite(numbers).all():
-            where = f" at position {int(np.argmin(np.isfinite(numbers)))}" if numbers.ndim else ""
-            raise UserError(
-                f"score.model: pair {row.pair_id}: {name} is NaN or infinite{where}: "
-                "the model overflows or its weights are damaged; check them, or score in a wider precision"
-            )
-
-
 def _same(stored: Any, expected: Any) -> bool:
     if isinstance(stored, float):
         return math.isclose(stored, float(expected), rel_tol=1e-9)
@@ -453,24 +287,3 @@ def _read_json(path: Path, key: str, remedy: str) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     """Of a file's bytes; "" where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is never seen, nor left behind by a crash, with part of its bytes under its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise UserError(
-            f"{_OUTPUT}: cannot write {path}: {error.strerror}; make room or give a writable directory, "
-            "then run the same score command again"
-        ) from error

@@ -1,5 +1,7 @@
 """The scoring job and the evaluation in the rank pool, against the float64 reference, and the store's bytes."""
 
+import copy
+import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reference as ref
+import torch
 from rank_pool import Layout, RankPool
 from training import VOCAB, import_checkpoint, save_hf
 
@@ -258,6 +261,19 @@ def test_other_scores_in_the_directory_end_every_rank(pool: RankPool, teacher: T
     assert "temperature" in answers[0]
     assert "\n" not in answers[0]
     assert read_files(tmp_path / "store") == before
+
+
+def test_a_damaged_model_ends_every_rank_with_one_message(pool: RankPool, teacher: Teacher, tmp_path: Path) -> None:
+    """Only rank 0 prints a user's mistake, and numbers arise on the last pipeline stage: it must hear of it."""
+    damaged = copy.deepcopy(teacher.model)
+    with torch.no_grad():
+        damaged.lm_head.weight[5, 3] = float("nan")
+    pool.run(ONE, import_checkpoint, str(save_hf(damaged, tmp_path / "hf")), str(tmp_path / "nemo"))
+    job = dataclasses.replace(teacher.job("max"), checkpoint=find_checkpoint(str(tmp_path / "nemo"), "score.model"))
+    answers = pool.run(Layout(pp=2), score_task, str(tmp_path / "store"), job, 4, 8, timeout=30)
+    assert len(set(answers)) == 1
+    assert "NaN" in answers[0]
+    assert any(row.pair_id in answers[0] for row in teacher.rows)
 
 
 # ------------------------------------------------------------------------------------------------------- evaluate

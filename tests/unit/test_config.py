@@ -1,0 +1,257 @@
+"""Configuration: defaults live in the dataclasses alone, are documented, and a saved one is read back as it was."""
+
+import ast
+import dataclasses
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from nemo_tvkd import config as module
+from nemo_tvkd.__main__ import main
+from nemo_tvkd.config import ALGORITHMS, COMMANDS, compose, package_folder
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses import METHODS
+
+SELF_EVIDENT = {
+    *("TvkdConfig.name", "DpoConfig.name", "SftConfig.name"),
+    *("TvkdConfig.beta", "TvkdConfig.alpha", "ShapingConfig.gamma"),  # the symbols of the equations
+    *("DpoConfig.beta", "DpoConfig.label_smoothing"),
+    *("ParallelConfig.tensor_model_parallel_size", "ParallelConfig.pipeline_model_parallel_size"),
+    *("ParallelConfig.context_parallel_size", "ParallelConfig.sequence_parallel"),
+    *("DataConfig.validation", "DataConfig.shuffle"),
+    *("TrainerConfig.max_epochs", "TrainerConfig.seed", "TrainerConfig.output_dir"),
+    *("TrainerConfig.keep_checkpoints", "TrainerConfig.log_interval"),
+    *("OptimConfig.lr", "OptimConfig.min_lr", "OptimConfig.warmup_ratio", "OptimConfig.weight_decay"),
+    *("OptimConfig.betas", "OptimConfig.eps"),
+    "LoggerConfig.tensorboard",
+    *("ScoringConfig.tokenizer", "ScoringConfig.value_kind", "ScoringConfig.output", "ScoringConfig.precision"),
+    *("EvaluateConfig.tokenizer", "EvaluateConfig.beta", "EvaluateConfig.micro_batch_size", "EvaluateConfig.precision"),
+    *("ImportConfig.source", "ImportConfig.output", "ExportConfig.checkpoint", "ExportConfig.output"),
+}
+"""Keys whose name and default say it all, or that are documented where another command has them."""
+
+
+def as_dict(config: Any) -> Any:
+    return OmegaConf.to_container(config)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_defaults_are_those_of_the_dataclasses(command: str) -> None:
+    composed, plain = as_dict(compose(command, [])), dataclasses.asdict(COMMANDS[command]())
+    if command == "train":
+        plain["algorithm"] = dataclasses.asdict(ALGORITHMS["tvkd"]())
+        plain["trainer"]["output_dir"] = "runs/tvkd"
+    assert composed == plain
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_algorithms_are_a_group(name: str) -> None:
+    config = compose("train", [f"algorithm={name}"])
+    assert as_dict(config.algorithm) == dataclasses.asdict(ALGORITHMS[name]())
+    assert config.algorithm.name == name
+    assert config.trainer.output_dir == f"runs/{name}"
+
+
+def test_every_algorithm_has_its_loss_and_its_file() -> None:
+    assert set(ALGORITHMS) == set(METHODS)
+    assert {file.stem for file in (package_folder("conf") / "algorithm").iterdir()} == set(ALGORITHMS)
+    assert {file.stem for file in package_folder("conf").glob("*.yaml")} == set(COMMANDS)
+
+
+def test_yaml_holds_no_defaults() -> None:
+    """A default lives once, in a dataclass."""
+    for file in package_folder("conf").rglob("*.yaml"):
+        assert set(OmegaConf.to_container(OmegaConf.load(file))) == {"defaults"}, file
+
+
+def test_every_key_is_documented_or_self_evident() -> None:
+    tree = ast.parse(inspect.getsource(module))
+    undocumented = set()
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        for field, following in zip(node.body, [*node.body[1:], None], strict=True):
+            if not isinstance(field, ast.AnnAssign):
+                continue
+            assert isinstance(field.target, ast.Name)
+            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
+            section = isinstance(field.annotation, ast.Name) and field.annotation.id.endswith("Config")
+            if not documented and not section and field.target.id != "algorithm":
+                undocumented.add(f"{node.name}.{field.target.id}")
+    assert undocumented == SELF_EVIDENT
+
+
+def test_every_dataclass_is_used() -> None:
+    defined = {name for name, value in vars(module).items() if dataclasses.is_dataclass(value)}
+    used: set[str] = set()
+
+    def visit(kind: type) -> None:
+        used.add(kind.__name__)
+        for field in dataclasses.fields(kind):
+            if dataclasses.is_dataclass(field.type):
+                visit(field.type)  # type: ignore[arg-type]
+
+    for kind in (*COMMANDS.values(), *ALGORITHMS.values()):
+        visit(kind)
+    assert defined == used
+
+
+def test_overrides() -> None:
+    config = compose(
+        "train",
+        [
+            "algorithm=tvkd",
+            "algorithm.shaping.form=next_value",
+            "data.train=[a.jsonl,b c.jsonl]",
+            "optim.betas=[0.8,0.95]",
+            "trainer.max_steps=7",
+            "student.path=123",
+            "teacher.path='a=b, c'",
+            "parallel.sequence_parallel=true",
+            "optim.lr=1e-3",
+            "trainer.seed=1",
+            "trainer.seed=2",
+        ],
+    )
+    assert config.algorithm.shaping.form == "next_value"
+    assert list(config.data.train) == ["a.jsonl", "b c.jsonl"]
+    assert list(config.optim.betas) == [0.8, 0.95]
+    assert config.trainer.max_steps == 7
+    assert config.student.path == "123"
+    assert config.teacher.path == "a=b, c"
+    assert config.parallel.sequence_parallel is True
+    assert config.optim.lr == 1e-3
+    assert config.trainer.seed == 2
+    assert as_dict(compose("score", ["score.what=[value,logprob]"]).score.what) == ["value", "logprob"]
+    # a number may be null where the dataclass says so, and only there
+    assert compose("train", ["trainer.max_steps=null"]).trainer.max_steps is None
+    with pytest.raises(UserError, match=r"^field 'trainer.seed' is not Optional$"):
+        compose("train", ["trainer.seed=null"])
+
+
+def test_interpolation_is_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODELS", "/models")
+    config = compose("train", ["student.path=${oc.env:MODELS}/small", "teacher.path=${student.path}-teacher"])
+    assert as_dict(config)["teacher"]["path"] == "/models/small-teacher"
+
+
+def test_composing_again_starts_afresh() -> None:
+    compose("train", ["trainer.seed=1"])
+    compose("score", ["score.output=x"])
+    assert compose("train", []).trainer.seed == 42
+
+
+AWKWARD = [
+    "plain",
+    "",
+    "null",
+    "true",
+    "1e-3",
+    "017",
+    "0x10",
+    "[a]",
+    "{a: b}",
+    "a,b",
+    "a=b, c",
+    "it's",
+    'say "hi"',
+    """both ' and \"""",
+    "back\\slash",
+    "two\\\\",
+    "\\'",
+    "\\\\'",
+    "C:\\dir\\",
+    " spaces ",
+    "tab\there",
+    "line\nbreak",
+    "#no comment",
+    "é 日本 🤖",
+    "$HOME",
+    "a: b",
+    "~x",
+    "*",
+    "@y",
+    "%z",
+]
+
+
+def saved(config: Any, folder: Path) -> Path:
+    file = folder / "config.yaml"
+    file.write_text(OmegaConf.to_yaml(config))  # as a run does
+    return file
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_from_repeats_every_kind_of_value(tmp_path: Path, name: str) -> None:
+    config = compose(
+        "train",
+        [
+            f"algorithm={name}",
+            "data.validation=[a,b]",
+            "trainer.max_steps=3",
+            "optim.betas=[0.5,0.25]",
+            "optim.lr=1e-7",
+            "data.max_prompt_length=9",
+            "logger.tensorboard=false",
+        ],
+    )
+    config.data.train = list(AWKWARD)
+    assert as_dict(compose("train", [], saved(config, tmp_path))) == as_dict(config)
+
+
+@pytest.mark.parametrize("text", AWKWARD)
+def test_from_repeats_text(tmp_path: Path, text: str) -> None:
+    config = compose("train", [])
+    config.student.path = text
+    config.data.train = text
+    again = compose("train", [], saved(config, tmp_path))
+    assert (again.student.path, again.data.train) == (text, text)
+
+
+def test_from_with_overrides(tmp_path: Path) -> None:
+    config = compose("train", ["algorithm=dpo", "algorithm.beta=0.3", "trainer.seed=1", "optim.lr=1e-3"])
+    file = saved(config, tmp_path)
+    again = compose("train", ["trainer.seed=9"], file)
+    assert (again.algorithm.name, again.algorithm.beta, again.trainer.seed, again.optim.lr) == ("dpo", 0.3, 9, 1e-3)
+    # another method takes its own defaults and keeps the rest
+    other = compose("train", ["algorithm=sft"], file)
+    assert as_dict(other.algorithm) == {"name": "sft"}
+    assert (other.trainer.seed, other.optim.lr) == (1, 1e-3)
+    assert as_dict(compose("train", ["algorithm=dpo"], file)) == as_dict(config)
+    with pytest.raises(UserError, match=r"^unknown key trainer\.sed; did you mean trainer\.seed\?$"):
+        compose("train", ["trainer.sed=1"], file)
+
+
+def test_a_saved_key_that_is_unknown_is_named(tmp_path: Path) -> None:
+    file = saved(compose("train", []), tmp_path)
+    file.write_text(file.read_text().replace("seed:", "sed:"))
+    with pytest.raises(UserError, match=r"^unknown key trainer\.sed; did you mean trainer\.seed\?$"):
+        compose("train", [], file)
+
+
+def test_cfg_job_is_what_from_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["algorithm=dpo", "student.path=a b", "data.train=[x,'y,z']", "trainer.max_steps=5"]
+    assert main(["train", *overrides, "--cfg", "job"]) == 0
+    text = capsys.readouterr().out
+    assert "${" not in text
+    (tmp_path / "config.yaml").write_text(text)
+    assert main(["train", "--from", str(tmp_path), "--cfg", "job"]) == 0
+    assert capsys.readouterr().out == text
+    assert as_dict(OmegaConf.create(text)) == as_dict(compose("train", overrides))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_cfg_job_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--cfg", "job"]) == 0
+    assert as_dict(OmegaConf.create(capsys.readouterr().out)) == as_dict(compose(command, []))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    shown = as_dict(OmegaConf.create(text.split("keys and defaults:\n")[1]))
+    assert shown == as_dict(compose(command, []))
