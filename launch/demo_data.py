@@ -91,6 +91,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         chat_template=CHAT_TEMPLATE,
         clean_up_tokenization_spaces=False,  # it would take the space from before a full stop when decoding
         model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],  # or generate() is handed token types it refuses
     )
 
 

@@ -154,8 +154,8 @@ def test_the_pipeline_of_commands(setup: Path, tmp_path: Path) -> None:
 
     model, tokenizer = AutoModelForCausalLM.from_pretrained(exported), AutoTokenizer.from_pretrained(exported)
     assert tokenizer.chat_template
-    ids = tokenizer("Who owns the lamp?", return_tensors="pt").input_ids
-    assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).size(1) > ids.size(1)
+    asked = tokenizer("Who owns the lamp?", return_tensors="pt")
+    assert model.generate(**asked, max_new_tokens=3, do_sample=False).size(1) > asked.input_ids.size(1)
     heldout = f"data.validation={setup}/data/pairs_heldout.jsonl"
     results = []
     for checkpoint, layout in ((exported, "tensor"), (output, "pipeline")):

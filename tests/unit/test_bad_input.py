@@ -55,6 +55,7 @@ class World:
         finally:
             sys.path.pop(0)
         self.folder = folder
+        self.scored = 0
         self.tokenizer = make_tokenizer()
         size = len(self.tokenizer)
         self.student = self._checkpoint("student", ref.tiny_llama(1, vocab=size))
@@ -89,11 +90,10 @@ class World:
         (path / "tokenizer.json").write_text(json.dumps(content))
         return path
 
-    def make_store(self, name: str, pairs: Path | None = None, options: tuple[str, ...] = (), **changed: Any) -> Path:
+    def make_store(self, name: str, **changed: Any) -> Path:
         """A finished store of the teacher's values; `changed` fields of its identity do not fit."""
         path = self.folder / name
-        arguments = [f"score.model={self.teacher}", f"data.train={pairs or self.pairs}", f"score.output={path}"]
-        job = prepare_scoring(compose("score", [*arguments, *options]))
+        job = prepare_scoring(compose("score", self.score()[1:]))
         identity = replace(job.identity, **changed)
         writer = StoreWriter(path, identity, [row.pair_id for row in job.rows], part_size=3)
         writer.prepare()
@@ -121,8 +121,9 @@ class World:
         return [*self.online(), "teacher.mode=cached", f"teacher.scores={self.store}"]
 
     def score(self) -> list[str]:
+        self.scored += 1
         arguments = [f"score.model={self.teacher}", f"data.train={self.pairs}"]
-        return ["score", *arguments, f"score.output={self.folder / 'new_store'}"]
+        return ["score", *arguments, f"score.output={self.folder / f'new_store_{self.scored}'}"]
 
     def evaluate(self) -> list[str]:
         return ["evaluate", f"checkpoint={self.student}", f"data.validation={self.pairs}"]
