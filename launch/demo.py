@@ -102,6 +102,7 @@ EXPORTED = {
 def run_stages(root: Path) -> None:
     """Run what is missing; a stage that fails ends the demo with its own exit code."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NEMO_TVKD_CACHE": str(root / "imported")}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # the demo is the same everywhere
     chain = stages(root)
     for number, stage in enumerate(chain, 1):
         title = f"[{number}/{len(chain)}] {stage.title}"

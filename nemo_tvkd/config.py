@@ -110,6 +110,8 @@ class TrainerConfig:
     """Pairs per forward pass and model replica (for sft: examples)."""
     precision: str = "bf16"
     """bf16 (fp32 master weights) | fp32."""
+    recompute: bool = False
+    """Keep only each layer's input and compute its activations again in the backward pass."""
     seed: int = 42
     output_dir: str = "runs/${algorithm.name}"
     val_interval: int = 0

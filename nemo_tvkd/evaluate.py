@@ -9,7 +9,7 @@ from typing import Any
 from nemo_tvkd.data.batch import Item, micro_batches
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint
-from nemo_tvkd.prepare import Encoder, check_values, path_list
+from nemo_tvkd.prepare import Encoder, check_values, check_vocabulary, path_list
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 
@@ -48,6 +48,8 @@ def prepare_evaluation(config: Any) -> Evaluation:
         check_architecture(model.config, key)
         check_layout(model.config, key, *layout)
     encoder = Encoder.build(models["checkpoint"], config.tokenizer, config.data, "tokenizer")
+    if "reference" in models:
+        check_vocabulary(models["reference"], encoder, "reference", "checkpoint")
     notes: list[str] = []
     rows = encoder.read(path_list(config.data.validation, "data.validation"), "data.validation", True, notes.append)
     return Evaluation(models, rows, launch.world_size(config.parallel), notes)
@@ -58,7 +60,7 @@ def evaluate_rank(config: Any, job: Evaluation) -> None:
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
     launch.join(config.parallel)
-    models = as_nemo({key: (model, config.tokenizer) for key, model in job.models.items()})
+    models = as_nemo({key: (model, "") for key, model in job.models.items()})
     logps = {key: pair_logps(config, model, key, job.rows) for key, model in models.items()}
     if is_rank_zero():
         result = {"checkpoint": config.checkpoint, "reference": config.reference or None, "beta": config.beta}

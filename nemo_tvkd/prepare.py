@@ -18,6 +18,7 @@ from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE, Method
 from nemo_tvkd.losses.tvkd import FORMS, TERMINALS, teacher_vanishes
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
 from nemo_tvkd.parallel.vocab import VALUE_KINDS
+from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.launch import world_size
 from nemo_tvkd.scores.store import ScoreStore
 
@@ -306,7 +307,7 @@ def _open_store(config: Any, need: str, path: str, encoder: Encoder) -> ScoreSto
         "max_length": config.data.max_length,
         "max_prompt_length": config.data.max_prompt_length or config.data.max_length - 1,
     }
-    if path:
+    if path and is_rank_zero():  # reading all weights once is enough
         expected["weights"] = weights_fingerprint(find_checkpoint(path, f"{need}.path"))
     what = ["logprob"]
     if need == TEACHER_VALUE:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(config: Any) -> int:
     """Check, launch the ranks and train; returns the exit code."""
     prepared = prepare_training(config)
-    done = _finished_steps(config)
+    done = _steps(_resumable(config))
     if is_rank_zero():
         for note in prepared.notes:
             print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
@@ -38,8 +38,7 @@ def _resumable(config: Any) -> Path | None:
     return newest_complete(Path(config.trainer.output_dir) / "checkpoints")
 
 
-def _finished_steps(config: Any) -> int:
-    checkpoint = _resumable(config)
+def _steps(checkpoint: Path | None) -> int:
     return int(checkpoint.name.removeprefix("step-")) if checkpoint else 0
 
 
@@ -68,7 +67,10 @@ def fit(config: Any, prepared: Prepared) -> None:
     import torch.distributed as dist
 
     directory = Path(config.trainer.output_dir)
-    resume, start = _resumable(config), _finished_steps(config)
+    told = [_resumable(config)]  # rank 0's view of a shared file system holds for all
+    dist.broadcast_object_list(told)
+    resume = told[0]
+    start = _steps(resume)
     if dist.get_rank() == 0:
         directory.mkdir(parents=True, exist_ok=True)
         _save_config(config, directory)
@@ -116,6 +118,9 @@ class _Run:
         # Weights come from a checkpoint, but Megatron marks them as tensor-parallel only where it initialises them,
         # and without the marks its gradient norm leaves out all but the first rank's.
         architecture = model_config(self.prepared.student.config, "student.path", dtype)
+        if self.config.trainer.recompute:
+            architecture.recompute_granularity = "full"
+            architecture.recompute_method, architecture.recompute_num_layers = "uniform", 1
         model = PolicyModel(architecture, optim=optimizer(self.config, self.prepared.max_steps))
         model.train_on(self.objective)
         return model

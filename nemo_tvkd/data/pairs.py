@@ -103,7 +103,8 @@ def _json_lines(path: Path) -> Numbered:
             try:
                 yield number, json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
-                yield number, UserError(f"{path}:{number}: unreadable JSON: {error.msg} at column {error.pos + 1}")
+                reason = f"{error.msg.removesuffix(' at')} at column {error.pos + 1}"
+                yield number, UserError(f"{path}:{number}: unreadable JSON: {reason}")
             except (ValueError, RecursionError) as error:
                 yield number, UserError(f"{path}:{number}: unreadable JSON: {_one_line(error)}")
 

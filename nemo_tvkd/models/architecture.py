@@ -60,7 +60,7 @@ def model_config(hf_config: Any, key: str = "student.path", dtype: torch.dtype |
     check_architecture(hf_config, key)
     dtype = dtype or getattr(hf_config, "torch_dtype", None) or torch.float32
     window = getattr(hf_config, "sliding_window", None) if hf_config.model_type == "mistral" else None
-    fused = uses_transformer_engine()
+    fused = uses_transformer_engine(dtype)
     return CausalLMConfig(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,

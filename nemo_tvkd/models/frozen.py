@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
+from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module, MegatronModule
@@ -104,8 +106,6 @@ def load_frozen(checkpoint: Checkpoint, key: str, precision: str) -> MegatronMod
         key: configuration key to name in errors.
         precision: "fp32" or "bf16", the dtype of the parameters.
     """
-    from megatron.core import parallel_state
-
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     config = model_config(checkpoint.config, key, dtype)
     config.perform_initialization = False
@@ -121,7 +121,12 @@ def load_frozen(checkpoint: Checkpoint, key: str, precision: str) -> MegatronMod
 
 def load_weights(module: MegatronModule, checkpoint: Checkpoint) -> None:
     """Fill a bare Megatron module with this rank's part of a NeMo checkpoint, whatever layout it was saved at."""
+    folder = str(checkpoint.path / "weights")
+    replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    strategy = None
+    if replicas.size() > 1:  # each replica reads a part and hands it to the others
+        strategy = FullyParallelLoadStrategyWrapper(get_default_load_sharded_strategy(folder), replicas)
     state = {"state_dict": module.sharded_state_dict(prefix="module.")}
-    loaded = dist_checkpointing.load(state, str(checkpoint.path / "weights"))
+    loaded = dist_checkpointing.load(state, folder, sharded_strategy=strategy)
     own = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
     module.load_state_dict(own)

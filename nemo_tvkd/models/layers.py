@@ -7,6 +7,7 @@ CPU loads on a GPU and the other way round, and sequence parallelism works witho
 Shape suffixes: T tokens of a packed row, A local attention heads, G local key/value heads, D head size.
 """
 
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -26,15 +27,19 @@ from megatron.core.transformer.transformer_layer import TransformerLayer, Transf
 from torch import Tensor, nn
 
 
-def uses_transformer_engine() -> bool:
-    """Whether layers are built from Transformer Engine: it is importable and a CUDA device is there."""
-    if not torch.cuda.is_available():
+def uses_transformer_engine(dtype: torch.dtype) -> bool:
+    """Whether layers are built from Transformer Engine.
+
+    It must be importable beside a CUDA device and have an attention kernel for packed rows: half precision, and
+    cuDNN's on Hopper or later or flash-attn's before it.
+    """
+    if not torch.cuda.is_available() or dtype not in (torch.bfloat16, torch.float16):
         return False
     try:
         import transformer_engine.pytorch  # noqa: F401
-    except ImportError:
+    except (ImportError, OSError):
         return False
-    return True
+    return torch.cuda.get_device_capability()[0] >= 9 or find_spec("flash_attn") is not None
 
 
 def layer_spec(config: Any, vp_stage: int | None = None) -> ModuleSpec | TransformerBlockSubmodules:
@@ -42,7 +47,7 @@ def layer_spec(config: Any, vp_stage: int | None = None) -> ModuleSpec | Transfo
 
     A module-level function, so that a NeMo checkpoint stores its name rather than one machine's choice.
     """
-    if uses_transformer_engine():
+    if uses_transformer_engine(torch.bfloat16 if config.bf16 or config.fp16 else torch.float32):
         from nemo.collections.llm.gpt.model.base import transformer_engine_layer_spec
 
         return transformer_engine_layer_spec(config)
@@ -100,6 +105,12 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x, self.weight, self.eps)
+
+    def get_extra_state(self) -> None:
+        """TE's norm has an (empty) extra state; a checkpoint written here must hold the key to load there."""
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing is kept in it."""
 
 
 class NormColumnParallelLinear(ColumnParallelLinear):

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-CHUNK_BYTES = 16 * 2**20
-"""Upper bound of one fp32 work buffer."""
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+"""Upper bound of one fp32 work buffer: what stays in a CPU's cache, and what keeps a GPU busy."""
 
 VALUE_KINDS = ("soft_value", "max", "margin", "expectation", "logit", "logprob")
 """TVKD's choices of V (Kwon et al. 2025, Table 5); the first four depend on the state, the last two on the action."""
@@ -92,7 +92,7 @@ def token_values(
 
 def _chunks(logits: Tensor, valid: int) -> Iterator[tuple[slice, Tensor]]:
     """Row slices and their real columns in fp32, each at most CHUNK_BYTES."""
-    rows = max(1, CHUNK_BYTES // (4 * max(valid, 1)))
+    rows = max(1, CHUNK_BYTES[logits.device.type] // (4 * max(valid, 1)))
     for start in range(0, logits.size(0), rows):
         span = slice(start, start + rows)
         yield span, logits[span, :valid].float()
@@ -177,10 +177,10 @@ class _LabelLogprobs(torch.autograd.Function):
         logits, labels, peak, log_total = ctx.saved_tensors
         start, valid = shard_bounds(logits.size(-1), ctx.vocab_size, ctx.group)
         out = torch.zeros_like(logits)
-        for span, z in _chunks(logits, valid):
+        for span, z in _chunks(logits, valid) if valid else ():
             softmax = (z - peak[span, None]).sub_(log_total[span, None]).exp_()
-            local = labels[span] - start
-            rows = ((local >= 0) & (local < valid)).nonzero()[:, 0]
-            softmax[rows, local[rows]] -= 1.0
+            local = labels[span, None] - start
+            here = (local >= 0) & (local < valid)
+            softmax.scatter_add_(-1, local.clamp(0, valid - 1), -here.to(softmax.dtype))
             out[span, :valid] = softmax.mul_(-grad[span, None]).to(out.dtype)
         return out, None, None, None

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from filelock import FileLock
+from lightning.fabric.plugins.environments import LightningEnvironment
 from nemo import lightning as nl
 from nemo.collections.llm.gpt.model.llama import HFLlamaExporter, HFLlamaImporter
 from nemo.lightning import io
@@ -57,7 +58,10 @@ class SingleProcess(nl.MegatronStrategy):
 
 
 def _conversion_trainer() -> nl.Trainer:
-    strategy = SingleProcess(ckpt_save_optimizer=False, ckpt_async_save=False, ddp="pytorch", setup_optimizers=False)
+    strategy = SingleProcess(ckpt_save_optimizer=False, ckpt_async_save=False, setup_optimizers=False)
+    # Otherwise Lightning reads Slurm's variables, which are the whole job's. (NeMo stores the strategy's arguments in
+    # the checkpoint and cannot write this one, so it is no argument.)
+    strategy.cluster_environment = LightningEnvironment()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     return nl.Trainer(devices=1, accelerator="cpu", strategy=strategy, **quiet)
 

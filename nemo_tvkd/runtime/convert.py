@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
 
@@ -16,6 +17,8 @@ def import_main(config: Any) -> int:
         raise UserError(f"source: {config.source} is a NeMo checkpoint already")
     check_architecture(source.config, "source")
     output = _new(config.output)
+    if config.tokenizer:
+        load_tokenizer(config.tokenizer, "tokenizer")
     _join_alone()
     from nemo_tvkd.runtime.checkpoints import import_hf
 

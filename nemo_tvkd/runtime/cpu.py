@@ -31,8 +31,6 @@ def enable() -> None:
     if _enabled or not on_cpu():
         return
     _enabled = True
-    # TE and Megatron ask for these before anything else runs; a warning per import helps nobody.
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     # Megatron compiles small functions with torch.compile; on the CPU that costs minutes and a C++ compiler.
     os.environ["TORCH_COMPILE_DISABLE"] = "1"
     torch._dynamo.config.disable = True
@@ -53,6 +51,8 @@ def prepare_nemo() -> None:
     checkpoint_io._fix_tensors_device = lambda checkpoint: checkpoint
     # Megatron's CUDA RNG tracker cannot fork CPU generators; dropout is off, so the no-op tracker is exact.
     random.initialize_rng_tracker(inference_rng_tracker=True, force_reset=True)
+    random._get_cuda_rng_state = _returning(torch.empty(0, dtype=torch.uint8))
+    random._set_cuda_rng_state = _returning(None)
 
 
 def _save_without_manager() -> None:

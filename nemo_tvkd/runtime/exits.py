@@ -1,6 +1,7 @@
 """How a process ends: exit codes, one line for a user's mistake, a traceback that names its rank for a crash."""
 
 import os
+import re
 import select
 import sys
 import time
@@ -22,15 +23,32 @@ class Preempted(Exception):
 
 
 def under_launcher() -> bool:
-    """Whether torchrun or srun started this process as one of several ranks."""
-    return "RANK" in os.environ or ("SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1)
+    """Whether torchrun or srun started this process as one of several ranks (a batch script is no rank)."""
+    return "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def rank_variables() -> dict[str, int]:
+    """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
+    env = os.environ
+    if "RANK" in env:
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    elif under_launcher():
+        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    else:
+        return {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1}
+    rank, world = int(env[names[0]]), int(env.get(names[1], "1"))
+    local_world = re.match(r"\d+", env.get(names[3], ""))  # Slurm writes 8(x2) for two nodes of eight
+    return {
+        "rank": rank,
+        "world": world,
+        "local_rank": int(env.get(names[2], rank)),
+        "local_world": int(local_world.group()) if local_world else world,
+    }
 
 
 def rank() -> int:
     """This process's rank as its launcher set it; 0 without a launcher."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    return int(os.environ["SLURM_PROCID"]) if under_launcher() else 0
+    return rank_variables()["rank"]
 
 
 def is_rank_zero() -> bool:
@@ -39,7 +57,7 @@ def is_rank_zero() -> bool:
 
 
 def guarded(entry: Callable[..., int | None], *args: Any) -> int:
-    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line, from rank 0 alone."""
+    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line from each node."""
     try:
         code = entry(*args) or 0
         print(end="", flush=True)  # a pipe that nobody reads is noticed here, not when Python exits
@@ -47,7 +65,7 @@ def guarded(entry: Callable[..., int | None], *args: Any) -> int:
     except UserError as error:
         if os.environ.get("NEMO_TVKD_DEBUG") == "1":
             traceback.print_exc()
-        elif is_rank_zero():
+        elif rank_variables()["local_rank"] == 0:
             print("nemo-tvkd:", " ".join(str(error).splitlines()), file=sys.stderr)
         return EXIT_USER_ERROR
     except Preempted as stop:

@@ -18,29 +18,14 @@ import torch
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, guarded, under_launcher
-
-
-def rank_variables() -> dict[str, int]:
-    """rank, world, local_rank and local_world as the launcher set them; one rank without a launcher."""
-    env = os.environ
-    if "RANK" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif under_launcher():
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE")
-    else:
-        return {"rank": 0, "world": 1, "local_rank": 0, "local_world": 1}
-    rank, world = int(env[names[0]]), int(env[names[1]])
-    local_rank = int(env.get(names[2], rank))
-    local_world = int(env.get(names[3], "0").split("(")[0] or 0) or world
-    return {"rank": rank, "world": world, "local_rank": local_rank, "local_world": local_world}
+from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, guarded, rank_variables, under_launcher
 
 
 def world_size(parallel: Any) -> int:
     """Number of ranks that a command needs: the launcher's, or model parallel size x data parallel size.
 
     Raises:
-        UserError: the launcher's number of ranks does not fit the layout.
+        UserError: the launcher's number of ranks does not fit the layout, or there are too few GPUs.
     """
     model = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size * parallel.context_parallel_size
     if under_launcher():
@@ -50,11 +35,21 @@ def world_size(parallel: Any) -> int:
                 f"{world} ranks were started but parallel.tensor_model_parallel_size x pipeline_model_parallel_size x "
                 f"context_parallel_size is {model}, which does not divide them"
             )
+        _check_gpus(rank_variables()["local_world"])
         return world
-    if parallel.data_parallel_size:
-        return int(model * parallel.data_parallel_size)
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    return int(max(gpus // model, 1) * model)
+    ranks = int(model * (parallel.data_parallel_size or max(gpus // model, 1)))
+    _check_gpus(ranks)
+    return ranks
+
+
+def _check_gpus(ranks: int) -> None:
+    """One GPU for each rank on this machine, or none at all."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < ranks:
+        raise UserError(
+            f"the layout under `parallel` starts {ranks} ranks here but {torch.cuda.device_count()} GPUs are visible "
+            "(srun: use --gpu-bind=none); set CUDA_VISIBLE_DEVICES= (empty) to run on the CPU"
+        )
 
 
 def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> None:
@@ -65,12 +60,19 @@ def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> Non
         seed: of Python, NumPy and torch.
         init_method: rendezvous URL; the launcher's environment when None.
     """
+    # Tensor parallelism overlaps its messages with the computation only if launches keep their order.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     cpu.prepare_nemo()
     ranks = rank_variables()
     if not torch.distributed.is_initialized():
         if not cpu.on_cpu():
             torch.cuda.set_device(ranks["local_rank"])
-        if init_method is None and ranks["world"] == 1 and "MASTER_ADDR" not in os.environ:
+        if init_method is None and "MASTER_ADDR" not in os.environ:
+            if ranks["world"] > 1:
+                raise UserError(
+                    f"{ranks['world']} ranks were started without a meeting point: export MASTER_ADDR (the first "
+                    "node's address) and MASTER_PORT, as slurm/train.sbatch does"
+                )
             init_method = f"file://{tempfile.mkdtemp()}/rendezvous"
         torch.distributed.init_process_group(
             "gloo" if cpu.on_cpu() else "nccl",
@@ -83,6 +85,7 @@ def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> Non
 
 
 def _init_model_parallel(parallel: Any, seed: int, ranks: dict[str, int]) -> None:
+    from megatron.core import parallel_state
     from megatron.core.model_parallel_config import ModelParallelConfig
     from nemo.lightning import _strategy_lib
 
@@ -93,8 +96,12 @@ def _init_model_parallel(parallel: Any, seed: int, ranks: dict[str, int]) -> Non
         pipeline_dtype=torch.float32,
     )
     world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-    _strategy_lib.init_parallel_ranks(world, rank, ranks["local_rank"], layout, seed=seed)
+    _strategy_lib.init_parallel_ranks(world, rank, ranks["local_rank"], layout, seed=seed + 1)  # NeMo refuses 0
     _strategy_lib.init_model_parallel()
+    if not cpu.on_cpu() and parallel.pipeline_model_parallel_size > 1:
+        # NCCL connects a group at its first use, with all its ranks; three stages that start to exchange shapes in
+        # pairs would wait for each other.
+        torch.distributed.barrier(group=parallel_state.get_pipeline_model_parallel_group())
 
 
 def leave() -> None:
@@ -114,7 +121,9 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     Under a launcher, or with one rank, it runs here. Otherwise the ranks are started on this machine: forked on the
     CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1 and SIGTERM reach the ranks.
     """
-    if under_launcher() or ranks == 1:
+    if under_launcher():
+        return _leave_at_once(guarded(entry, *args))
+    if ranks == 1:
         return guarded(entry, *args)
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -160,12 +169,16 @@ def _forward_to_children(signum: int, frame: Any) -> None:
 
 
 def _rank_main(entry: Callable[..., Any], args: tuple) -> None:
-    code = guarded(entry, *args)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # A rank that failed must not wait for its peers in Python's or torch's shutdown.
+    _leave_at_once(guarded(entry, *args))
+
+
+def _leave_at_once(code: int) -> int:
+    """A rank that failed must not wait for its peers in Python's or NCCL's shutdown."""
     if code:
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
+    return code
 
 
 def _exit_code(error: Any) -> int:

@@ -16,9 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from nemo_tvkd.data.batch import EpochStream, collate
-from nemo_tvkd.models.layers import uses_transformer_engine
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.launch import rank_variables
+from nemo_tvkd.runtime.exits import rank_variables
 
 
 class JoinedEnvironment(ClusterEnvironment):
@@ -153,6 +152,12 @@ def data_module(config: Any, prepared: Any, start: int) -> PackedData:
     return PackedData(stream, sampler, row_multiple(config.parallel))
 
 
+def _bf16() -> nl.MegatronMixedPrecision:
+    """bf16 parameters and pipeline messages; without the dtypes NeMo builds the model in fp32 first."""
+    half = torch.bfloat16
+    return nl.MegatronMixedPrecision(precision="bf16-mixed", params_dtype=half, pipeline_dtype=half)
+
+
 def trainer(
     config: Any, prepared: Any, callbacks: list[Any], sampler: MegatronDataSampler, restore: bool
 ) -> nl.Trainer:
@@ -167,7 +172,7 @@ def trainer(
         use_distributed_optimizer=has_fused_adam(),
         grad_reduce_in_fp32=True,
         check_for_nan_in_grad=False,  # the recorder looks at the loss and the gradient norm on every rank
-        overlap_grad_reduce=False,
+        overlap_grad_reduce=has_fused_adam(),
     )
     strategy = JoinedStrategy(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -180,9 +185,9 @@ def trainer(
         pipeline_dtype=dtype,
         ckpt_async_save=False,
         ckpt_parallel_load=not cpu.on_cpu(),
-        ckpt_optim_fully_reshardable=True,
+        ckpt_optim_fully_reshardable=True,  # a run may continue at another layout
+        distrib_optim_fully_reshardable_mem_efficient=True,  # else every replica gathers the whole stage's state
         replace_progress_bar=False,
-        use_te_rng_tracker=uses_transformer_engine(),
         restore_config=nl.RestoreConfig(path=str(prepared.student.path), load_optim_state=False) if restore else None,
     )
     ranks = rank_variables()
@@ -191,7 +196,7 @@ def trainer(
         devices=ranks["local_world"],
         num_nodes=max(dist.get_world_size() // ranks["local_world"], 1),
         strategy=strategy,
-        plugins=nl.MegatronMixedPrecision(precision="bf16-mixed") if bf16 else None,
+        plugins=_bf16() if bf16 else None,
         max_steps=prepared.max_steps,
         max_epochs=-1,
         logger=False,

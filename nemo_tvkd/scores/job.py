@@ -67,7 +67,15 @@ def prepare_scoring(config: Any) -> ScoringJob:
         known = {row.pair_id for row in rows}
         more = encoder.read(path_list(config.data.validation, "data.validation"), "data.validation", True, say)
         rows += [row for row in more if row.pair_id not in known]
-    return ScoringJob(checkpoint, rows, _identity(config, checkpoint, encoder, rows), ranks)
+    job = ScoringJob(checkpoint, rows, _identity(config, checkpoint, encoder, rows), ranks)
+    if is_rank_zero():
+        _writer(config, job).check_output()
+    return job
+
+
+def _writer(config: Any, job: ScoringJob) -> StoreWriter:
+    ids = [row.pair_id for row in job.rows]
+    return StoreWriter(config.score.output, job.identity, ids, config.score.part_size)
 
 
 def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Sequence[Tokenized]) -> Identity:
@@ -75,7 +83,7 @@ def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Seque
     kind = options.value_kind if "value" in options.what else ""
     return Identity(
         model=str(checkpoint.path),
-        weights=weights_fingerprint(checkpoint),
+        weights=weights_fingerprint(checkpoint) if is_rank_zero() else "",  # read once; the others are told
         tokenizer=encoder.fingerprint,
         chat_template=encoder.template.fingerprint,
         what=tuple(sorted(options.what)),
@@ -89,9 +97,14 @@ def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Seque
 
 def score_rank(config: Any, job: ScoringJob) -> None:
     """One rank's part of the job."""
+    import torch.distributed as dist
+
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
     launch.join(config.parallel)
+    told = [job.identity]
+    dist.broadcast_object_list(told)
+    job.identity = told[0]
     checkpoint = as_nemo({"score.model": (job.checkpoint, config.score.tokenizer)})["score.model"]
     score(config, job, checkpoint)
     launch.leave()
@@ -104,7 +117,7 @@ def score(config: Any, job: ScoringJob, checkpoint: Checkpoint) -> None:
 
     from nemo_tvkd.models.frozen import load_frozen
 
-    writer = StoreWriter(config.score.output, job.identity, [r.pair_id for r in job.rows], config.score.part_size)
+    writer = _writer(config, job)
     outcome: list[Any] = [None]
     if dist.get_rank() == 0:
         try:

@@ -60,28 +60,35 @@ class StoreWriter:
         """The pair_ids of a part, in the order of its rows."""
         return self._pair_ids[part * self.part_size : (part + 1) * self.part_size]
 
+    def check_output(self) -> None:
+        """Whether this job may write here; changes nothing.
+
+        Raises UserError (key score.output) if the directory is not empty and no store, or holds scores of another
+        identity or part size; that message names each field that differs with both its values.
+        """
+        plan = self.path / PLAN
+        if plan.exists():
+            self._check_plan(_read_json(plan, OUTPUT, "give another directory, or remove this one to start afresh"))
+        elif self.path.exists() and set(self.path.iterdir()) - set(self._temporaries()):
+            raise UserError(
+                f"{OUTPUT}: {self.path} is not empty and holds no score store ({PLAN} is missing); "
+                "give an empty or a new directory"
+            )
+
     def prepare(self) -> None:
         """Rank 0, before anybody writes: create or take up the directory, remove what killed jobs left half-written.
 
-        Raises UserError (key score.output) if the directory cannot be created, is not empty and no store, or holds
-        scores of another identity or part size; that message names each field that differs with both its values.
+        Raises UserError (key score.output) as `check_output`, and if the directory cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{OUTPUT}: cannot create the directory {self.path}: {error.strerror}") from error
+        self.check_output()
         for temporary in self._temporaries():
             temporary.unlink(missing_ok=True)
-        plan = self.path / PLAN
-        if plan.exists():
-            self._check_plan(_read_json(plan, OUTPUT, "give another directory, or remove this one to start afresh"))
-        elif any(self.path.iterdir()):
-            raise UserError(
-                f"{OUTPUT}: {self.path} is not empty and holds no score store ({PLAN} is missing); "
-                "give an empty or a new directory"
-            )
-        else:
-            write_whole(plan, _dump_json(self._plan()))
+        if not (self.path / PLAN).exists():
+            write_whole(self.path / PLAN, _dump_json(self._plan()))
         self._reopen_if_damaged()
 
     def is_complete(self, part: int) -> bool:

@@ -675,3 +675,21 @@ def test_nemo_loads_the_context_of_a_training_checkpoint(pool: RankPool, sources
     trained = tmp_path / "run/checkpoints/step-00000002"
     answer = pool.run(ONE, compare_context, str(trained), str(source), FIELDS)[0]
     assert answer == ("PolicyModel", {}, "torch.float32", "GPTModel")
+
+
+def test_checkpoints_hold_the_keys_that_transformer_engine_asks_for(sources: Sources) -> None:
+    """TE's modules load an (empty) extra state each; a checkpoint without these keys would not load on a GPU."""
+    names = stored_names(sources("llama fp32 tied")[1])
+    for module in (
+        "decoder.final_layernorm",
+        "decoder.layers.self_attention.linear_qkv",
+        "decoder.layers.mlp.linear_fc1",
+    ):
+        assert any(name.startswith(f"module.{module}._extra_state") for name in names), module
+
+
+def stored_names(checkpoint: Path) -> list[str]:
+    """The keys of a distributed checkpoint, objects included."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    return list(FileSystemReader(checkpoint / "weights").read_metadata().state_dict_metadata)

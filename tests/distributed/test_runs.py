@@ -240,3 +240,12 @@ def test_bf16_follows_fp32(
     curve(pool, models, five_steps, tmp_path / "parts", layout, steps=2, options=[*bf16, *RESUME])
     parts = curve(pool, models, five_steps, tmp_path / "parts", layout, steps=4, options=[*bf16, *RESUME])
     assert without_speed(parts) == without_speed(whole)
+
+
+def test_recomputed_activations_give_the_same_curve(
+    pool: RankPool, models: Any, five_steps: list, reference_curve: list[float], tmp_path: Path
+) -> None:
+    for layout in (Layout(tp=2, pp=2), Layout(tp=2, sp=True)):
+        options = ["trainer.recompute=true"]
+        rows = curve(pool, models, five_steps, tmp_path / layout.name, layout, 2, options=options)
+        assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=1e-4)

@@ -1,0 +1,100 @@
+"""The loss functions by hand: what telescopes, what vanishes, what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from nemo_tvkd.losses import METHODS
+from nemo_tvkd.losses.dpo import dpo_loss
+from nemo_tvkd.losses.tvkd import potential_shaping, teacher_vanishes, tvkd_loss
+
+VALUES = torch.tensor([3.0, -1.0, 4.0, 1.5])  # V(s_1) .. V(s_4), three response tokens
+
+
+@pytest.mark.parametrize(
+    ("form", "terminal", "gamma", "expected"),
+    [
+        ("potential_difference", "bootstrap", 1.0, 1.5 - 3.0),
+        ("potential_difference", "zero", 1.0, -3.0),
+        ("potential_difference", "bootstrap", 0.5, 0.5 * (-1 + 4 + 1.5) - (3 - 1 + 4)),
+        ("potential_difference", "zero", 0.5, 0.5 * (-1 + 4) - (3 - 1 + 4)),
+        ("next_value", "bootstrap", 1.0, -1 + 4 + 1.5),
+        ("next_value", "zero", 0.5, 0.5 * (-1 + 4)),
+    ],
+)
+def test_shaping_by_hand(form: str, terminal: str, gamma: float, expected: float) -> None:
+    psi = potential_shaping(VALUES, form=form, terminal=terminal, gamma=gamma)
+    assert psi.dtype == torch.float64
+    assert psi.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_psi_telescopes() -> None:
+    """gamma = 1: the sum is V(s_{T+1}) - V(s_1), also for 2,000 fp32 values of very different size."""
+    values = torch.randn(2001, generator=torch.Generator().manual_seed(0)) * 1e3
+    psi = potential_shaping(values, form="potential_difference", terminal="bootstrap", gamma=1.0)
+    assert psi.item() == pytest.approx((values[-1].double() - values[0].double()).item(), abs=1e-6)
+
+
+def test_a_single_token() -> None:
+    one = torch.tensor([2.0, 5.0])
+    assert potential_shaping(one, form="next_value", terminal="zero", gamma=1.0) == 0
+    assert potential_shaping(one, form="potential_difference", terminal="bootstrap", gamma=1.0) == 3
+
+
+VANISHING = {"kind": "soft_value", "form": "potential_difference", "terminal": "zero", "gamma": 1.0, "alpha": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("change", "vanishes"),
+    [
+        ({}, True),
+        ({"kind": "max"}, True),
+        ({"kind": "logit"}, False),
+        ({"terminal": "bootstrap"}, False),
+        ({"gamma": 0.99}, False),
+        ({"form": "next_value"}, False),
+        ({"form": "next_value", "gamma": 0.0}, True),
+        ({"terminal": "bootstrap", "alpha": 0.0}, True),
+    ],
+)
+def test_when_the_teacher_vanishes(change: dict, vanishes: bool) -> None:
+    """The rule against the loss itself: it vanishes exactly where no choice of values moves the loss of a pair."""
+    rule = {**VANISHING, **change}
+    assert bool(teacher_vanishes(**rule)) == vanishes
+    losses = set()
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.randn(1, generator=generator)  # V(s_1) is the same for both responses
+        chosen, rejected = (torch.cat([start, torch.randn(n, generator=generator)]) for n in (3, 5))
+        shape = {key: rule[key] for key in ("form", "terminal", "gamma")}
+        if rule["kind"] == "logit":
+            psi = [chosen[1:].double().sum(), rejected[1:].double().sum()]
+        else:
+            psi = [potential_shaping(v, **shape) for v in (chosen, rejected)]
+        loss, _ = tvkd_loss(torch.zeros(1), torch.zeros(1), psi[0][None], psi[1][None], beta=0.1, alpha=rule["alpha"])
+        losses.add(round(loss.item(), 9))
+    assert (losses == {round(math.log(2), 9)}) == vanishes
+
+
+def test_dpo_at_its_reference_is_ln_2() -> None:
+    logps = torch.tensor([-5.0, -70.0])
+    losses, metrics = dpo_loss(logps, logps - 1, logps, logps - 1, beta=0.1)
+    assert losses.tolist() == pytest.approx([math.log(2)] * 2, abs=1e-7)
+    assert metrics["rewards/accuracies"].tolist() == [0.0, 0.0], "a tie is no win"
+
+
+def test_losses_are_finite_far_out() -> None:
+    big = torch.tensor([1e6]), torch.tensor([-1e6])
+    for chosen, rejected in (big, big[::-1]):
+        chosen = chosen.clone().requires_grad_()
+        losses, _ = tvkd_loss(chosen, rejected, torch.zeros(1), torch.zeros(1), beta=1.0, alpha=1.0)
+        losses.sum().backward()
+        assert torch.isfinite(losses).all()
+        assert torch.isfinite(chosen.grad).all()
+
+
+def test_every_method_reports_its_metrics() -> None:
+    for name, method in METHODS.items():
+        assert method.metrics[0] == "loss", name
+        assert set(method.spread) <= set(method.metrics)
