@@ -118,7 +118,8 @@ def _patch_cuda_module() -> None:
         setattr(cuda, name, _returning(None))
     for name in ("max_memory_allocated", "max_memory_reserved", "memory_allocated", "memory_reserved"):
         setattr(cuda, name, _returning(0))
-    cuda.current_device = _returning(0)
+    # A device, not its number: inside a nested backward pass the function mode is off, and numbers mean CUDA.
+    cuda.current_device = _returning(torch.device("cpu"))
     cuda.is_initialized = _returning(False)
     cuda.Stream = cuda.Event = _NoStream
     cuda.current_stream = _returning(_NoStream())
