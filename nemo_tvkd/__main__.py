@@ -49,7 +49,7 @@ def command_usage(command: str) -> str:
     """The text of `nemo-tvkd COMMAND --help`."""
     from omegaconf import OmegaConf
 
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
 
     what, example = HELP[command]
     keys = OmegaConf.to_yaml(compose(command, []))
@@ -84,7 +84,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(command: str, rest: list[str]) -> int:
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
 
     base, rest = _take_option(rest, "--from")
     show, rest = _take_option(rest, "--cfg")

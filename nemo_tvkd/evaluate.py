@@ -9,9 +9,10 @@ from typing import Any
 from nemo_tvkd.data.batch import Item, micro_batches
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint
-from nemo_tvkd.prepare import Encoder, check_values, check_vocabulary, path_list
+from nemo_tvkd.prepare import Encoder, check_vocabulary
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
+from nemo_tvkd.values import check_values, path_list
 
 
 @dataclass

@@ -4,7 +4,6 @@ Everything a user can get wrong is found here, before ranks start or a queue is 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,111 +14,12 @@ from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
 from nemo_tvkd.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE, Method
-from nemo_tvkd.losses.tvkd import FORMS, TERMINALS, teacher_vanishes
+from nemo_tvkd.losses.tvkd import teacher_vanishes
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
-from nemo_tvkd.parallel.vocab import VALUE_KINDS
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.launch import world_size
 from nemo_tvkd.scores.store import ScoreStore
-
-CHOICES: dict[str, Sequence[str]] = {
-    "trainer.precision": ("bf16", "fp32"),
-    "trainer.resume": ("auto", "never"),
-    "optim.schedule": ("constant", "linear", "cosine"),
-    "data.on_bad_row": ("error", "skip"),
-    "teacher.mode": ("online", "cached"),
-    "reference.mode": ("online", "cached"),
-    "algorithm.shaping.value": VALUE_KINDS,
-    "algorithm.shaping.form": FORMS,
-    "algorithm.shaping.terminal": TERMINALS,
-    "score.value_kind": VALUE_KINDS,
-    "score.precision": ("bf16", "fp32"),
-    "precision": ("bf16", "fp32"),
-}
-POSITIVE = (
-    "trainer.global_batch_size",
-    "trainer.micro_batch_size",
-    "trainer.log_interval",
-    "trainer.keep_checkpoints",
-    "data.max_length",
-    "parallel.tensor_model_parallel_size",
-    "parallel.pipeline_model_parallel_size",
-    "parallel.context_parallel_size",
-    "algorithm.beta",
-    "algorithm.shaping.temperature",
-    "score.temperature",
-    "score.micro_batch_size",
-    "score.part_size",
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "micro_batch_size",
-    "beta",
-    "data.max_prompt_length",
-)
-NOT_NEGATIVE = (
-    "parallel.data_parallel_size",
-    "trainer.seed",
-    "trainer.val_interval",
-    "trainer.save_interval",
-    "optim.lr",
-    "optim.min_lr",
-    "optim.weight_decay",
-    "optim.eps",
-    "optim.clip_grad",
-    "algorithm.alpha",
-    "algorithm.shaping.gamma",
-)
-RANGES: dict[str, tuple[float, float]] = {
-    "optim.warmup_ratio": (0, 1),
-    "algorithm.label_smoothing": (0, 0.5),
-}
-"""Both ends included."""
-
-
-def check_values(config: Any) -> None:
-    """Choices and ranges of single keys.
-
-    Raises:
-        UserError: names the key and its admissible values.
-    """
-    from omegaconf import OmegaConf
-
-    for key, choices in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and value not in choices:
-            raise UserError(f"{key}={value} is none of {', '.join(choices)}")
-    for key in POSITIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{key}={value} must be positive")
-    for key in NOT_NEGATIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"{key}={value} must be 0 or positive")
-    for key, (low, high) in RANGES.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{key}={value} must lie between {low} and {high}")
-    betas = OmegaConf.select(config, "optim.betas")
-    if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
-        raise UserError(f"optim.betas={betas} must be two numbers of at least 0 and less than 1")
-    parallel = config.parallel
-    if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
-        raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
-    if parallel.context_parallel_size > 1:
-        raise UserError("parallel.context_parallel_size > 1 is not supported yet: use tensor and sequence parallelism")
-
-
-def path_list(value: Any, key: str) -> list[str]:
-    """`data.train` and `data.validation` as a list of paths."""
-    if value is None or isinstance(value, str):
-        value = [value]
-    elif not isinstance(value, Sequence) or not all(isinstance(path, str | None) for path in value):
-        raise UserError(f"{key}={value} must be a path or a list of paths")
-    paths = [path for path in value if path]
-    if not paths:
-        raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
-    return paths
+from nemo_tvkd.values import check_values, path_list
 
 
 @dataclass

@@ -59,7 +59,7 @@ def train_task(
 ) -> None:
     """Task: `fit` as the command runs it, with data given as items."""
     from nemo_tvkd import train
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
     from nemo_tvkd.models.hf import find_checkpoint
     from nemo_tvkd.prepare import Prepared
 

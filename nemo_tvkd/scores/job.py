@@ -13,10 +13,11 @@ from nemo_tvkd.data.batch import Batch, Item, collate
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
-from nemo_tvkd.prepare import Encoder, check_values, path_list
+from nemo_tvkd.prepare import Encoder
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
+from nemo_tvkd.values import check_values, path_list
 
 SCORABLE = ("value", "logprob")
 BATCHES_PER_PASS = 16

@@ -83,7 +83,7 @@ def without_speed(rows: list[dict]) -> list[dict]:
 
 def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
     """Task: fill a score store."""
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
     from nemo_tvkd.models.hf import find_checkpoint
     from nemo_tvkd.scores import job
     from nemo_tvkd.scores.store import Identity, data_fingerprint

@@ -108,7 +108,7 @@ def teacher(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Teacher
 
 def score_task(output: str, job: ScoringJob, micro: int, part_size: int) -> str:
     """Task: `score` as the command runs it; the user error, if any."""
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
     from nemo_tvkd.scores.job import score
 
     kind = job.identity.value_kind
@@ -281,7 +281,7 @@ def test_a_damaged_model_ends_every_rank_with_one_message(pool: RankPool, teache
 
 def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[tuple[float, float]]:
     """Task: what `evaluate` measures."""
-    from nemo_tvkd.config import compose
+    from nemo_tvkd.compose import compose
     from nemo_tvkd.evaluate import pair_logps
 
     config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])

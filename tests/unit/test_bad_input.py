@@ -23,14 +23,14 @@ import reference as ref
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS, main
-from nemo_tvkd.config import compose
+from nemo_tvkd.compose import compose
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses.tvkd import FORMS, TERMINALS
 from nemo_tvkd.parallel.vocab import VALUE_KINDS
-from nemo_tvkd.prepare import CHOICES, NOT_NEGATIVE, POSITIVE, RANGES
 from nemo_tvkd.runtime.exits import guarded
 from nemo_tvkd.scores.job import prepare_scoring
 from nemo_tvkd.scores.store import PairScores, StoreWriter
+from nemo_tvkd.values import CHOICES, NOT_NEGATIVE, POSITIVE, RANGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTED = 77

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from nemo_tvkd import config as module
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.config import ALGORITHMS, COMMANDS, compose, package_folder
+from nemo_tvkd.compose import compose
+from nemo_tvkd.config import ALGORITHMS, COMMANDS, package_folder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_tvkd.config import compose
+from nemo_tvkd.compose import compose
 from nemo_tvkd.data.batch import EpochStream, Item, collate, micro_batches
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import find_checkpoint
