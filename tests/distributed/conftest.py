@@ -1,11 +1,16 @@
-"""A student and a larger teacher that the distributed tests share."""
+"""What the distributed tests share: a student and a larger teacher; a teacher to score with; sources to convert."""
 
 from pathlib import Path
 
 import pytest
 import reference as ref
 from rank_pool import Layout, RankPool
+from teacher import Teacher
 from training import VOCAB, import_checkpoint, make_items, save_hf
+
+pytest.register_assert_rewrite("conversions", "logits")  # a failed assertion in there says what it compared
+
+from conversions import Sources  # noqa: E402
 
 
 class Models:
@@ -27,3 +32,13 @@ class Models:
 @pytest.fixture(scope="session")
 def models(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Models:
     return Models(pool, tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def teacher(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+    return Teacher(pool, tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def sources(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    return Sources(pool, tmp_path_factory.mktemp("sources"))

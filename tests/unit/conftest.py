@@ -1,6 +1,8 @@
-"""Shared fixtures: the real tokenizers with their templates, the demo's rows."""
+"""Shared fixtures: the real tokenizers with their templates, the demo's rows, commands that must find a mistake."""
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))  # a folder of scripts, no package
 
+from bad_input import STARTED, Fails, World, nemo_stays_out
 from chat_templates import LLAMA3_CHAT, MISTRAL_CHAT, MISTRAL_CHAT_V01, file_of
 from demo_pairs import make_conversations, make_pairs
 
+from nemo_tvkd.__main__ import main
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import load_tokenizer
 
@@ -58,3 +62,50 @@ def demo_rows() -> dict[str, list[dict[str, Any]]]:
         "heldout": make_pairs(0, 300, heldout=True),
         "sft": make_conversations(0, 2000),
     }
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    with nemo_stays_out():
+        return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def without_nemo() -> Iterator[None]:
+    """Nothing in this file may import NeMo."""
+    with nemo_stays_out():
+        yield
+
+
+@pytest.fixture
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run here, with a sentinel in place of the start of ranks: as that an unnoticed mistake shows."""
+    from nemo_tvkd.runtime import launch
+
+    def joined(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("this process would become a rank")
+
+    monkeypatch.setattr(launch, "run", lambda entry, args, ranks: STARTED)
+    monkeypatch.setattr(launch, "join", joined)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # conversions set it
+    for name in [*os.environ]:
+        if name in ("RANK", "WORLD_SIZE", "NEMO_TVKD_DEBUG") or name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command that must find a mistake; its line without the "nemo-tvkd: "."""
+
+    def run(*arguments: Any) -> str:
+        capfd.readouterr()
+        code = main([str(argument) for argument in arguments])
+        error = capfd.readouterr().err
+        assert code == 2, f"exit code {code}, stderr: {error}"
+        assert error.endswith("\n")
+        assert error.count("\n") == 1, f"not one line: {error}"
+        assert error.startswith("nemo-tvkd: ")
+        return error.removeprefix("nemo-tvkd: ").rstrip("\n")
+
+    return run

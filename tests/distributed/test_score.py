@@ -1,109 +1,21 @@
-"""The scoring job and the evaluation in the rank pool, against the float64 reference, and the store's bytes."""
+"""The scoring job in the rank pool: the float64 reference's scores, and the store's bytes at every layout."""
 
 import copy
 import dataclasses
-import hashlib
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import reference as ref
 import torch
 from rank_pool import Layout, RankPool
-from training import VOCAB, import_checkpoint, save_hf
+from teacher import DP2, KINDS, ONE, PAIRS, TOLERANCE, TP2PP2, Teacher
+from training import import_checkpoint, save_hf
 
-from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.evaluate import preference_metrics
-from nemo_tvkd.models.hf import find_checkpoint, weights_fingerprint
+from nemo_tvkd.models.hf import find_checkpoint
 from nemo_tvkd.scores.job import ScoringJob
-from nemo_tvkd.scores.store import MANIFEST, Identity, ScoreStore, data_fingerprint
-
-TOLERANCE = 1e-5
-PAIRS = 21
-ONE = Layout()
-TP2PP2 = Layout(tp=2, pp=2)
-DP2 = Layout(dp=2)
-KINDS = {
-    "soft_value": 1.0,
-    "sharp soft_value": 0.1,
-    "max": 1.0,
-    "margin": 1.0,
-    "expectation": 1.0,
-    "logit": 1.0,
-    "logprob": 1.0,
-}
-"""Value kinds as `score.value_kind` (the last word) and their temperature."""
-BOTH = ("value", "logprob")
-
-
-def make_rows(pairs: list[ref.RefPair]) -> list[Tokenized]:
-    """Reference pairs as tokenized rows of a data set."""
-    as_array = lambda ids: np.asarray(ids, dtype=np.int32)  # noqa: E731
-    return [
-        Tokenized(
-            prompt_ids=as_array(p.prompt),
-            chosen_ids=as_array(p.chosen),
-            rejected_ids=as_array(p.rejected),
-            pair_id=hashlib.md5(str(index).encode()).hexdigest(),
-            source=f"test:{index + 1}",
-            truncated=False,
-        )
-        for index, p in enumerate(pairs)
-    ]
-
-
-class Teacher:
-    """A model as Hugging Face and NeMo checkpoint, pairs, and what the reference says about them."""
-
-    def __init__(self, pool: RankPool, folder: Path) -> None:
-        self.model = ref.tiny_llama(41, vocab=VOCAB, hidden=48, layers=4, heads=6, kv_heads=2)
-        self.path = folder / "nemo"
-        pool.run(ONE, import_checkpoint, str(save_hf(self.model, folder / "hf")), str(self.path))
-        self.pairs = ref.random_pairs(42, PAIRS, VOCAB)
-        self.rows = make_rows(self.pairs)
-        self.expected: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        twin = ref.as_float64(self.model)
-        self.logps = [
-            (ref.response_logp(twin, p.prompt, p.chosen).item(), ref.response_logp(twin, p.prompt, p.rejected).item())
-            for p in self.pairs
-        ]
-
-    def values(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The reference's values of both responses of each pair."""
-        if name not in self.expected:
-            twin = ref.as_float64(self.model)
-            rule = (name.split()[-1], KINDS[name])
-            self.expected[name] = [
-                tuple(ref.state_values(twin, p.prompt, y, *rule).detach().numpy() for y in (p.chosen, p.rejected))
-                for p in self.pairs
-            ]
-        return self.expected[name]
-
-    def job(self, kind: str = "", temperature: float = 1.0, what: tuple[str, ...] = BOTH, count: int = PAIRS) -> Any:
-        """The scoring of the first `count` pairs."""
-        checkpoint = find_checkpoint(str(self.path), "score.model")
-        rows = self.rows[:count]
-        identity = Identity(
-            model=str(self.path),
-            weights=weights_fingerprint(checkpoint),
-            tokenizer="tok",
-            chat_template="tpl",
-            what=what,
-            value_kind=kind,
-            temperature=temperature,
-            max_length=64,
-            max_prompt_length=63,
-            data=data_fingerprint([row.pair_id for row in rows]),
-        )
-        return ScoringJob(checkpoint, rows, identity, 0)
-
-
-@pytest.fixture(scope="module")
-def teacher(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    return Teacher(pool, tmp_path_factory.mktemp("teacher"))
+from nemo_tvkd.scores.store import MANIFEST, ScoreStore
 
 
 def score_task(output: str, job: ScoringJob, micro: int, part_size: int) -> str:
@@ -274,65 +186,3 @@ def test_a_damaged_model_ends_every_rank_with_one_message(pool: RankPool, teache
     assert len(set(answers)) == 1
     assert "NaN" in answers[0]
     assert any(row.pair_id in answers[0] for row in teacher.rows)
-
-
-# ------------------------------------------------------------------------------------------------------- evaluate
-
-
-def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[tuple[float, float]]:
-    """Task: what `evaluate` measures."""
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.evaluate import pair_logps
-
-    config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
-    return pair_logps(config, find_checkpoint(path, "checkpoint"), "checkpoint", rows)
-
-
-EVALUATIONS = [
-    # layout, micro batch, pairs: not divisible by replicas or batches; one replica without a pair
-    (ONE, 4, 7),
-    (TP2PP2, 2, 7),
-    (TP2PP2, 1, PAIRS),
-    (DP2, 2, 7),
-    (DP2, 3, 1),
-    (Layout(tp=2, dp=2), 2, 5),
-    (Layout(pp=2, dp=2), 8, PAIRS),
-]
-
-
-@pytest.mark.parametrize(("layout", "micro", "count"), EVALUATIONS)
-def test_evaluated_logps_are_the_references_on_every_rank(
-    pool: RankPool, teacher: Teacher, layout: Layout, micro: int, count: int
-) -> None:
-    answers = pool.run(layout, logps_task, str(teacher.path), teacher.rows[:count], micro)
-    assert all(answer == answers[0] for answer in answers)
-    assert np.shape(answers[0]) == (count, 2)
-    assert np.ravel(answers[0]) == pytest.approx(np.ravel(teacher.logps[:count]), rel=TOLERANCE)
-
-
-def test_preference_metrics_by_hand() -> None:
-    logps = [(-1.0, -3.0), (-4.0, -2.0), (-5.0, -5.0), (-2.0, -8.0)]
-    assert preference_metrics(logps, None, 0.5) == pytest.approx(
-        {
-            "pairs": 4,
-            "rewards/accuracies": 0.5,  # 2 of 4: the tie is not accurate
-            "rewards/margins": 0.5 * (2 - 2 + 0 + 6) / 4,
-            "rewards/chosen": 0.5 * -12 / 4,
-            "rewards/rejected": 0.5 * -18 / 4,
-            "logps/chosen": -3.0,
-            "logps/rejected": -4.5,
-        }
-    )
-    reference = [(-1.0, -2.0), (-5.0, -1.0), (-6.0, -5.0), (-1.0, -9.0)]
-    assert preference_metrics(logps, reference, 0.5) == pytest.approx(
-        {
-            "pairs": 4,
-            # log-ratios: (0, -1), (1, -1), (1, 0), (-1, 1)
-            "rewards/accuracies": 0.75,
-            "rewards/margins": 0.5 * (1 + 2 + 1 - 2) / 4,
-            "rewards/chosen": 0.5 * 1 / 4,
-            "rewards/rejected": 0.5 * -1 / 4,
-            "logps/chosen": -3.0,
-            "logps/rejected": -4.5,
-        }
-    )
