@@ -54,7 +54,7 @@ def _resolve(config: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for key in _flatten(OmegaConf.to_container(config)):
+    for key in flatten(OmegaConf.to_container(config)):
         try:
             value = OmegaConf.select(config, key, throw_on_missing=True)
             if OmegaConf.is_config(value):
@@ -94,7 +94,7 @@ def _as_overrides(base: Path, overrides: list[str]) -> list[str]:
     chosen = [o.split("=", 1)[1] for o in overrides if _key(o) == "algorithm"]
     if chosen and chosen[-1] != name:
         del saved["algorithm"]
-    flat = _flatten(saved)
+    flat = flatten(saved)
     flat.pop("algorithm.name", None)
     return [f"algorithm={name}"] * (not chosen) + [f"{key}={_quoted(value)}" for key, value in flat.items()]
 
@@ -110,11 +110,12 @@ def _quoted(value: Any) -> str:
     return str(value)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested configuration by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
@@ -142,7 +143,7 @@ def _check_override_syntax(overrides: list[str]) -> None:
 def _check_known(overrides: list[str], known: Any) -> None:
     from omegaconf import OmegaConf
 
-    keys = _flatten(OmegaConf.to_container(known, resolve=False))
+    keys = flatten(OmegaConf.to_container(known, resolve=False))
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
     for override in overrides:
         key = _key(override)

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from nemo_tvkd.compose import flatten
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
@@ -15,7 +18,14 @@ from nemo_tvkd.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE, Method
 from nemo_tvkd.losses.tvkd import teacher_vanishes
-from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
+from nemo_tvkd.models.hf import (
+    Checkpoint,
+    check_architecture,
+    check_layout,
+    find_checkpoint,
+    newest_complete,
+    weights_fingerprint,
+)
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.launch import world_size
 from nemo_tvkd.scores.store import ScoreStore
@@ -134,11 +144,34 @@ def check_batches(config: Any, replicas: int) -> None:
         )
 
 
+FREE_TO_CHANGE = (
+    *("parallel.", "logger.", "data.validation", "trainer.output_dir", "trainer.resume", "trainer.recompute"),
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.micro_batch_size", "trainer.keep_checkpoints"),
+    *("trainer.val_interval", "trainer.save_interval", "trainer.log_interval", "teacher.mode", "teacher.scores"),
+    *("reference.mode", "reference.scores"),
+)
+"""What a resumed run may do differently and still be the same run."""
+
+
 def check_output(config: Any) -> None:
-    """A used output directory is only entered to continue it."""
+    """A used output directory is only entered to continue the run that it holds."""
     directory = Path(config.trainer.output_dir)
     if config.trainer.resume == "never" and (directory / "metrics.jsonl").exists():
         raise UserError(f"trainer.output_dir: {directory} holds a run; remove it, or use trainer.resume=auto to go on")
+    if newest_complete(directory / "checkpoints") is None or not (directory / "config.yaml").is_file():
+        return
+    saved, wanted = (flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory / "config.yaml"), config))
+    for key in sorted({*saved, *wanted}):
+        there, here = saved.get(key), wanted.get(key)
+        if not key.startswith(FREE_TO_CHANGE) and there != here and not _same_path(there, here):
+            raise UserError(
+                f"trainer.output_dir: {directory} holds a run with {key}={there}, not {here}: "
+                "continue it as it was, or choose another directory"
+            )
+
+
+def _same_path(one: Any, other: Any) -> bool:
+    return isinstance(one, str) and isinstance(other, str) and Path(one).resolve() == Path(other).resolve()
 
 
 def _max_steps(trainer: Any, rows: int) -> int:

@@ -75,3 +75,24 @@ def test_used_output_directory(world: World, fails: Fails, tmp_path: Path) -> No
     message = fails(*command, "trainer.resume=never")
     assert message.startswith(f"trainer.output_dir: {tmp_path} holds a run; remove it, or use trainer.resume=auto")
     assert main(command) == STARTED
+
+
+def test_resuming_another_run(world: World, fails: Fails, tmp_path: Path) -> None:
+    """A checkpoint holds optimizer and schedule; continuing it with other settings would be neither run."""
+    from omegaconf import OmegaConf
+
+    from nemo_tvkd.compose import compose
+
+    command = [str(word) for word in (*world.online(), f"trainer.output_dir={tmp_path}")]
+    OmegaConf.save(compose("train", command[1:]), tmp_path / "config.yaml")
+    (tmp_path / "checkpoints" / "step-00000001" / "weights").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-00000001" / "weights" / "metadata.json").touch()
+    for change, key in (
+        ("optim.lr=0.5", "optim.lr"),
+        ("trainer.seed=7", "trainer.seed"),
+        ("data.shuffle=false", "data.shuffle"),
+        ("algorithm.alpha=0.25", "algorithm.alpha"),
+    ):
+        assert fails(*command, change).startswith(f"trainer.output_dir: {tmp_path} holds a run with {key}=")
+    for change in ("trainer.max_steps=9", "trainer.micro_batch_size=2", "trainer.log_interval=3"):
+        assert main([*command, change]) == STARTED
