@@ -29,4 +29,4 @@ $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/installed-base
 
 clean:
-	rm -rf demo_output runs build dist *.egg-info
+	rm -rf demo_output build dist *.egg-info

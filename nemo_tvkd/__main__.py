@@ -53,7 +53,11 @@ def command_usage(command: str) -> str:
 
     what, example = HELP[command]
     keys = OmegaConf.to_yaml(compose(command, []))
-    more = "\n--from RUN_DIR repeats a run (its config.yaml), with overrides.\n" if command == "train" else "\n"
+    more = (
+        "\n--from RUN_DIR trainer.output_dir=NEW repeats a run (its config.yaml), with overrides.\n"
+        if command == "train"
+        else "\n"
+    )
     return f"nemo-tvkd {command}: {what}\n\nexample: {example}\n{more}\nkeys and defaults:\n{keys}"
 
 
@@ -102,7 +106,8 @@ def _run(command: str, rest: list[str]) -> int:
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[str, list[str]]:
-    """Remove `name VALUE` from the arguments."""
+    """Remove `name VALUE` or `name=VALUE` from the arguments."""
+    arguments = [part for word in arguments for part in (word.split("=", 1) if word.startswith(name + "=") else [word])]
     if name not in arguments:
         return "", arguments
     at = arguments.index(name)

@@ -8,11 +8,12 @@ from typing import Any
 
 from nemo_tvkd.data.batch import Item, micro_batches
 from nemo_tvkd.data.template import Tokenized
+from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint
 from nemo_tvkd.prepare import Encoder, check_vocabulary
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
-from nemo_tvkd.values import check_values, path_list
+from nemo_tvkd.values import check_values, check_writable, path_list
 
 
 @dataclass
@@ -41,6 +42,10 @@ def prepare_evaluation(config: Any) -> Evaluation:
         UserError: anything a user can get wrong.
     """
     check_values(config)
+    if config.output:
+        check_writable(config.output, "output")
+        if Path(config.output).is_dir():
+            raise UserError(f"output: {config.output} is a directory: give the name of a JSON file")
     models = {"checkpoint": find_checkpoint(config.checkpoint, "checkpoint")}
     if config.reference:
         models["reference"] = find_checkpoint(config.reference, "reference")
@@ -58,9 +63,9 @@ def prepare_evaluation(config: Any) -> Evaluation:
 
 def evaluate_rank(config: Any, job: Evaluation) -> None:
     """One rank's part of the evaluation; rank 0 prints and writes."""
+    launch.join(config.parallel)  # before anything imports NeMo, which it keeps quiet
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
-    launch.join(config.parallel)
     models = as_nemo({key: (model, "") for key, model in job.models.items()})
     logps = {key: pair_logps(config, model, key, job.rows) for key, model in models.items()}
     if is_rank_zero():

@@ -29,7 +29,7 @@ from nemo_tvkd.models.hf import (
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.launch import world_size
 from nemo_tvkd.scores.store import ScoreStore
-from nemo_tvkd.values import check_values, path_list
+from nemo_tvkd.values import check_values, check_writable, path_list
 
 
 @dataclass
@@ -106,6 +106,7 @@ def prepare_training(config: Any) -> Prepared:
     check_layout(student.config, "student.path", *layout)
     check_batches(config, ranks // math.prod(layout))
     check_output(config)
+    check_writable(config.trainer.output_dir, "trainer.output_dir")
     encoder = Encoder.build(student, config.student.tokenizer, config.data, "student.tokenizer")
     frozen, stores = _frozen_models(config, method, student, encoder, layout)
     train = encoder.read(path_list(config.data.train, "data.train"), "data.train", method.pairs, notes.append)
@@ -113,6 +114,7 @@ def prepare_training(config: Any) -> Prepared:
     if config.data.validation:
         paths = path_list(config.data.validation, "data.validation")
         validation = encoder.read(paths, "data.validation", method.pairs, notes.append)
+    notes += _unused(config, method.needs(config.algorithm))
     if reason := _vanishing(config):
         notes.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
     return Prepared(
@@ -161,17 +163,23 @@ def check_output(config: Any) -> None:
     if newest_complete(directory / "checkpoints") is None or not (directory / "config.yaml").is_file():
         return
     saved, wanted = (flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory / "config.yaml"), config))
-    for key in sorted({*saved, *wanted}):
-        there, here = saved.get(key), wanted.get(key)
-        if not key.startswith(FREE_TO_CHANGE) and there != here and not _same_path(there, here):
+    # A key that only one of them knows is another version's; with another method all of its keys are.
+    for key in sorted(saved.keys() & wanted.keys(), key=lambda k: (k != "algorithm.name", k)):
+        there, here = saved[key], wanted[key]
+        if not key.startswith(FREE_TO_CHANGE) and there != here and not _same_paths(there, here):
             raise UserError(
                 f"trainer.output_dir: {directory} holds a run with {key}={there}, not {here}: "
                 "continue it as it was, or choose another directory"
             )
 
 
-def _same_path(one: Any, other: Any) -> bool:
-    return isinstance(one, str) and isinstance(other, str) and Path(one).resolve() == Path(other).resolve()
+def _same_paths(one: Any, other: Any) -> bool:
+    ones, others = ([value] if isinstance(value, str) else value for value in (one, other))
+    if not (isinstance(ones, list) and isinstance(others, list) and len(ones) == len(others)):
+        return False
+    if not all(isinstance(value, str) for value in ones + others):
+        return False
+    return [Path(value).resolve() for value in ones] == [Path(value).resolve() for value in others]
 
 
 def _max_steps(trainer: Any, rows: int) -> int:
@@ -200,6 +208,8 @@ def _frozen_models(
         if need not in needs:
             continue
         section = config[need]
+        if section.mode == "online" and section.scores:
+            raise UserError(f"{need}.scores is set but {need}.mode=online would not read it: set {need}.mode=cached")
         path = section.path or (config.student.path if need == REFERENCE_LOGPS else "")
         if section.mode == "online":
             checkpoint = find_checkpoint(path, f"{need}.path")
@@ -210,6 +220,16 @@ def _frozen_models(
         else:
             stores[need] = _open_store(config, need, path, encoder)
     return frozen, stores
+
+
+def _unused(config: Any, needs: frozenset[str]) -> list[str]:
+    """Sections that are filled in but not read by the method."""
+    return [
+        f"warning: {need}.{name} is set but algorithm={config.algorithm.name} reads no {need}"
+        for need in (TEACHER_VALUE, REFERENCE_LOGPS)
+        for name in ("path", "scores")
+        if need not in needs and config[need][name]
+    ]
 
 
 def check_vocabulary(checkpoint: Checkpoint, encoder: Encoder, key: str, owner: str) -> None:

@@ -1,11 +1,14 @@
 """`nemo-tvkd train`: any method, as a NeMo training run."""
 
+import errno
+import fcntl
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
+from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, TEACHER_VALUE
 from nemo_tvkd.models.hf import newest_complete
 from nemo_tvkd.prepare import Prepared, prepare_training, soft_value_temperature
@@ -67,24 +70,57 @@ def fit(config: Any, prepared: Prepared) -> None:
     import torch.distributed as dist
 
     directory = Path(config.trainer.output_dir)
-    told = [_resumable(config)]  # rank 0's view of a shared file system holds for all
-    dist.broadcast_object_list(told)
-    resume = told[0]
-    start = _steps(resume)
+    told: list[Any] = [None]
     if dist.get_rank() == 0:
+        told = [_take(config, directory)]  # rank 0's view of a shared file system holds for all
+    dist.broadcast_object_list(told)
+    if isinstance(told[0], UserError):
+        raise told[0]
+    resume: Path | None = told[0]
+    try:
+        _Run(config, prepared, _steps(resume)).fit(resume)
+    finally:
+        _LOCKS.pop(directory, None)
+
+
+_LOCKS: dict[Path, IO[str]] = {}
+"""Open lock files of the runs in this process; closing one releases it."""
+
+
+def _take(config: Any, directory: Path) -> Path | UserError | None:
+    """Claim the output directory for this run; what it resumes from."""
+    try:
         directory.mkdir(parents=True, exist_ok=True)
-        _save_config(config, directory)
-        if resume:
-            print(f"resuming {directory} after step {start}", flush=True)
-    _Run(config, prepared, start).fit(resume)
+        lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the length of the run)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return UserError(f"trainer.output_dir: another run is writing to {directory}; choose another directory")
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
+            return UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}")
+    _LOCKS[directory] = lock
+    _save_config(config, directory)
+    resume = _resumable(config)
+    if resume:
+        print(f"resuming {directory} after step {_steps(resume)}", flush=True)
+    return resume
 
 
 def _save_config(config: Any, directory: Path) -> None:
+    """config.yaml, with local paths made absolute so that `--from` works from anywhere."""
     from omegaconf import OmegaConf
 
+    saved = OmegaConf.to_container(config)
+    for section in saved.values():
+        for key, value in section.items():
+            section[key] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
     partial_file = directory / ".config.yaml"
-    partial_file.write_text(OmegaConf.to_yaml(config))
+    partial_file.write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
     partial_file.replace(directory / "config.yaml")
+
+
+def _absolute(value: Any) -> Any:
+    return str(Path(value).resolve()) if isinstance(value, str) and "/" in value and Path(value).exists() else value
 
 
 class _Run:
@@ -144,18 +180,18 @@ class _Run:
         return OnlineScorer(models) if models else None
 
     def _callbacks(self, model: "PolicyModel", scorer: Any) -> list[Any]:
-        from nemo_tvkd.runtime.callbacks import Checkpointer, Recorder, StepSeed
+        from nemo_tvkd.runtime.callbacks import Checkpointer, Recorder, StepSeed, Validator
         from nemo_tvkd.runtime.checkpoints import write_context
 
         options, steps = self.config.trainer, self.prepared.max_steps
         directory = Path(options.output_dir)
-        validate = self._validation(model, scorer) if self.prepared.validation else None
-        record = Recorder(
-            directory, options.log_interval, steps, self.config.logger.tensorboard, validate, options.val_interval
-        )
+        log = Recorder(directory, options.log_interval, steps, self.config.logger.tensorboard)
         context = partial(write_context, model, self.prepared.student)
         save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
-        return [StepSeed(options.seed), *([scorer] if scorer else []), record, save]
+        callbacks = [StepSeed(options.seed), *([scorer] if scorer else []), log, save]
+        if self.prepared.validation:
+            callbacks.append(Validator(self._validation(model, scorer), log, options.val_interval))
+        return callbacks
 
     def _validation(self, model: "PolicyModel", scorer: Any) -> Callable[[], dict[str, float]]:
         from megatron.core import parallel_state

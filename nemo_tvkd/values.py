@@ -1,7 +1,9 @@
 """Choices and ranges of single configuration keys."""
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.errors import UserError
@@ -89,11 +91,32 @@ def check_values(config: Any) -> None:
     betas = OmegaConf.select(config, "optim.betas")
     if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"optim.betas={betas} must be two numbers of at least 0 and less than 1")
+    longest, prompt = (OmegaConf.select(config, f"data.{name}") for name in ("max_length", "max_prompt_length"))
+    if longest and prompt and prompt >= longest:
+        raise UserError(f"data.max_prompt_length={prompt} leaves no room for a response in data.max_length={longest}")
+    rate, least = (OmegaConf.select(config, f"optim.{name}") for name in ("lr", "min_lr"))
+    if rate is not None and least > rate:
+        raise UserError(f"optim.min_lr={least} is more than optim.lr={rate}")
     parallel = config.parallel
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
     if parallel.context_parallel_size > 1:
         raise UserError("parallel.context_parallel_size > 1 is not supported yet: use tensor and sequence parallelism")
+
+
+def check_writable(path: str, key: str) -> None:
+    """Whether something can be made at `path`; changes nothing.
+
+    Raises:
+        UserError: a file is in the way, or the nearest existing folder is not writable.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() and (place != Path(path).absolute()):
+        raise UserError(f"{key}: {path} cannot be made: {place} is a file")
+    if not os.access(place, os.W_OK):
+        raise UserError(f"{key}: {path} cannot be written: no permission in {place}")
 
 
 def path_list(value: Any, key: str) -> list[str]:

@@ -55,7 +55,14 @@ def make_items(pairs: list[ref.RefPair]) -> list[Any]:
 
 
 def train_task(
-    overrides: list[str], items: list[Any], student: str, frozen: dict[str, str], steps: int, gradients: str, hook: Any
+    overrides: list[str],
+    items: list[Any],
+    student: str,
+    frozen: dict[str, str],
+    steps: int,
+    gradients: str,
+    hook: Any,
+    validation: list[Any],
 ) -> None:
     """Task: `fit` as the command runs it, with data given as items."""
     from nemo_tvkd import train
@@ -65,7 +72,7 @@ def train_task(
 
     config = compose("train", overrides)
     models = {need: find_checkpoint(path, need) for need, path in frozen.items()}
-    prepared = Prepared(find_checkpoint(student, "student.path"), items, [], steps, 0, models)
+    prepared = Prepared(find_checkpoint(student, "student.path"), items, validation, steps, 0, models)
     original = train._Run._callbacks
 
     def with_hooks(self: Any, model: Any, scorer: Any) -> list[Any]:
@@ -92,6 +99,7 @@ def run_training(
     options: list[str] | None = None,
     gradients: str = "",
     hook: Any = None,
+    validation: list[Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Train and return the rows of metrics.jsonl."""
     overrides = [
@@ -107,7 +115,7 @@ def run_training(
         *(options or []),
     ]
     models = {need: str(path) for need, path in (frozen or {}).items()}
-    pool.run(layout, train_task, overrides, items, str(student), models, steps, gradients, hook)
+    pool.run(layout, train_task, overrides, items, str(student), models, steps, gradients, hook, validation or [])
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -109,7 +109,11 @@ def complete_checkpoints(directory: Path) -> list[Path]:
     """The complete NeMo checkpoints in a run's checkpoints/ folder, oldest first."""
     if not directory.is_dir():
         return []
-    found = [p for p in directory.iterdir() if p.name.startswith("step-") and (p / "weights/metadata.json").is_file()]
+    found = [
+        p
+        for p in directory.iterdir()
+        if re.fullmatch(r"step-\d{8}", p.name) and (p / "weights/metadata.json").is_file()
+    ]
     return sorted(found)
 
 

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import complete_checkpoints
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.exits import Preempted
+from nemo_tvkd.runtime.exits import SAVE_SIGNALS, Preempted
 
 
 class StepSeed(pl.Callback):
@@ -47,21 +47,11 @@ class Recorder(pl.Callback):
         interval: steps between rows.
         max_steps: for the time left.
         tensorboard: whether to write tensorboard/.
-        validate: () -> validation means (collective), or None.
-        validation_interval: steps between validations; 0: at the end only.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        interval: int,
-        max_steps: int,
-        tensorboard: bool,
-        validate: Callable[[], dict[str, float]] | None,
-        validation_interval: int,
-    ) -> None:
+    def __init__(self, directory: Path, interval: int, max_steps: int, tensorboard: bool) -> None:
         self.directory, self.interval, self.max_steps = directory, interval, max_steps
-        self.tensorboard, self.validate, self.validation_interval = tensorboard, validate, validation_interval
+        self.tensorboard = tensorboard
         self.means: dict[str, float] = {}
         self.writer: Any = None
         self.since = 0.0
@@ -107,15 +97,11 @@ class Recorder(pl.Callback):
             row["tokens_per_second"] = round(self.tokens / max(now - self.since, 1e-9), 1)
             row["pairs_seen"] = step * trainer.datamodule.data_sampler.global_batch_size
             self.since, self.tokens = now, 0.0
-            self._write(row, step)
+            self.write(row, step)
             self._progress(row, step)
-        if self.validate and (last or (self.validation_interval and step % self.validation_interval == 0)):
-            means = {f"eval_{name}": value for name, value in self.validate().items()}
-            self._write({"step": step, **means}, step)
-            self._say(f"step {step}/{self.max_steps}  " + _short(means))
-            self.since = time.perf_counter()
 
-    def _write(self, row: dict[str, Any], step: int) -> None:
+    def write(self, row: dict[str, Any], step: int) -> None:
+        """One row of metrics.jsonl and TensorBoard, from rank 0."""
         if dist.get_rank():
             return
         with open(self.directory / "metrics.jsonl", "a") as stream:
@@ -129,18 +115,39 @@ class Recorder(pl.Callback):
     def _progress(self, row: dict[str, Any], step: int) -> None:
         pace = (time.perf_counter() - self.started) / max(step - self.first_step, 1)
         left = time.strftime("%H:%M:%S", time.gmtime(pace * (self.max_steps - step)))
-        self._say(
+        self.say(
             f"step {step}/{self.max_steps}  {_short(row)}  lr {row['lr']:.3g}  "
             f"{row['tokens_per_second']:.0f} tokens/s  {left} left"
         )
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """One line, from rank 0."""
         if dist.get_rank() == 0:
             print(line, file=sys.stdout, flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+class Validator(pl.Callback):
+    """Validation means every `interval` steps (0: at the end only), recorded under "eval_" names.
+
+    It comes after the checkpointer, so that a validation that fails costs no training.
+    """
+
+    def __init__(self, validate: Callable[[], dict[str, float]], recorder: Recorder, interval: int) -> None:
+        self.validate, self.recorder, self.interval = validate, recorder, interval
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step, last = trainer.global_step, self.recorder.max_steps
+        if step < last and not (self.interval and step % self.interval == 0):
+            return
+        start = time.perf_counter()
+        means = {f"eval_{name}": value for name, value in self.validate().items()}
+        self.recorder.write({"step": step, **means}, step)
+        self.recorder.say(f"step {step}/{last}  {_short(means)}")
+        self.recorder.since += time.perf_counter() - start  # no training time
 
 
 def _short(row: dict[str, float]) -> str:
@@ -171,7 +178,7 @@ def _drop_rows_after(file: Path, step: int) -> None:
 
 
 class Checkpointer(pl.Callback):
-    """NeMo checkpoints every `interval` steps, at the end, and on SIGUSR1 or SIGTERM; whole or not at all.
+    """NeMo checkpoints every `interval` steps, at the end, and on SIGUSR1, SIGTERM or Ctrl-C; whole or not at all.
 
     A checkpoint is written under a hidden name and renamed when every rank is done, so a reader never sees a part.
 
@@ -182,8 +189,6 @@ class Checkpointer(pl.Callback):
         max_steps: the last step, which is always saved.
         write_context: (checkpoint folder) -> None, adds context/ (called on rank 0).
     """
-
-    SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
     def __init__(
         self, directory: Path, interval: int, keep: int, max_steps: int, write_context: Callable[[Path], None]
@@ -199,12 +204,14 @@ class Checkpointer(pl.Callback):
             for leftover in self.directory.glob(".step-*"):
                 shutil.rmtree(leftover)
         try:
-            self.previous = {s: signal.signal(s, self._remember) for s in self.SIGNALS}
+            self.previous = {s: signal.signal(s, self._remember) for s in SAVE_SIGNALS}
         except ValueError:  # not the main thread: nobody can signal us there
             self.previous = {}
         dist.barrier()
 
     def _remember(self, signum: int, frame: Any) -> None:
+        if signum == signal.SIGINT and self.signalled == signum:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
         self.signalled = signum
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

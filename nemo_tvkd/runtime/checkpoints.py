@@ -38,7 +38,18 @@ from nemo_tvkd.models.hf import (
 )
 from nemo_tvkd.models.policy import PolicyModel
 
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+WEIGHT_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.msgpack",
+    "*.h5",
+    "*.onnx",
+)
 TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
@@ -47,6 +58,8 @@ TOKENIZER_FILES = (
     "vocab.*",
     "merges.txt",
 )
+FORMAT = 1
+"""Of imported checkpoints; raise it when older imports must not be used any more."""
 VOCABULARY_KEYS = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -178,8 +191,15 @@ def _replace_tokenizer(tokenizer: str, folder: Path) -> None:
 
 
 def _copy_side_files(source: Path, target: Path) -> None:
-    ignore = shutil.ignore_patterns(*WEIGHT_FILES, ".*", "*.incomplete", "original")
-    shutil.copytree(source, target, ignore=ignore, dirs_exist_ok=True)
+    """The files of a Hugging Face directory that are no weights."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in _side_files(source):
+        shutil.copy2(file, target / file.name)
+
+
+def _side_files(place: Path) -> list[Path]:
+    files = sorted(f for f in place.iterdir() if f.is_file() and not f.name.startswith("."))
+    return [f for f in files if not any(f.match(pattern) for pattern in WEIGHT_FILES)]
 
 
 def export_hf(source: Checkpoint, output: Path) -> None:
@@ -232,7 +252,7 @@ def as_nemo(wanted: dict[str, tuple[Checkpoint, str]]) -> dict[str, Checkpoint]:
 def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
     if checkpoint.kind == "nemo":
         return checkpoint
-    digest = hashlib.sha256(weights_fingerprint(checkpoint).encode())
+    digest = hashlib.sha256(f"{FORMAT} {weights_fingerprint(checkpoint)}".encode())
     digest.update(_side_fingerprint(checkpoint.hf_dir).encode())
     if tokenizer:
         digest.update(_side_fingerprint(Path(tokenizer)).encode())
@@ -246,11 +266,9 @@ def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
 
 def _side_fingerprint(place: Path) -> str:
     """sha256 over what an import keeps beside the weights: config, tokenizer, templates."""
-    files = [place] if place.is_file() else sorted(f for f in place.iterdir() if f.is_file())
     digest = hashlib.sha256()
-    for file in files:
-        if not any(file.match(pattern) for pattern in WEIGHT_FILES):
-            digest.update(file.name.encode() + file.read_bytes())
+    for file in [place] if place.is_file() else _side_files(place):
+        digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 

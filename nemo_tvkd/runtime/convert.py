@@ -7,6 +7,7 @@ from typing import Any
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
+from nemo_tvkd.values import check_writable
 
 
 def import_main(config: Any) -> int:
@@ -52,6 +53,7 @@ def _new(output: str) -> Path:
         raise UserError("output is not set: give the directory to make")
     if Path(output).exists():
         raise UserError(f"output: {output} exists; remove it or choose another name")
+    check_writable(output, "output")
     return Path(output)
 
 

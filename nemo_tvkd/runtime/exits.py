@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import signal
 import sys
 import time
 import traceback
@@ -13,9 +14,12 @@ from nemo_tvkd.errors import UserError
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 85
+EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
 """Standard output was closed (`... | head -1`): what a shell reports for a process that SIGPIPE ended."""
 PEER_GRACE_SECONDS = 3.0
+SAVE_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+"""A training run answers these with a checkpoint and exit code 85."""
 
 
 class Preempted(Exception):
@@ -72,6 +76,10 @@ def guarded(entry: Callable[..., int | None], *args: Any) -> int:
         if is_rank_zero():
             print(f"nemo-tvkd: {stop}", file=sys.stderr)
         return EXIT_PREEMPTED
+    except KeyboardInterrupt:
+        if is_rank_zero():
+            print("nemo-tvkd: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return EXIT_NOBODY_READS

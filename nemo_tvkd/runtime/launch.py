@@ -18,7 +18,7 @@ import torch
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, guarded, rank_variables, under_launcher
+from nemo_tvkd.runtime.exits import SAVE_SIGNALS, guarded, rank_variables, under_launcher
 
 
 def world_size(parallel: Any) -> int:
@@ -119,26 +119,25 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     """Run `entry(*args)` on `ranks` ranks and return the exit code.
 
     Under a launcher, or with one rank, it runs here. Otherwise the ranks are started on this machine: forked on the
-    CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1 and SIGTERM reach the ranks.
+    CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1, SIGTERM and SIGINT reach the ranks, which save a
+    checkpoint in their own time.
     """
     if under_launcher():
         return _leave_at_once(guarded(entry, *args))
     if ranks == 1:
         return guarded(entry, *args)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if cpu.on_cpu():
         _import_before_fork()
-    signal.signal(signal.SIGUSR1, _forward_to_children)
+    for signum in SAVE_SIGNALS:
+        signal.signal(signum, _forward_to_children)
     try:
         elastic_launch(_launch_config(ranks), _rank_main)(entry, args)
     except ChildFailedError as error:
         return _exit_code(error)
-    except SignalException as stop:
-        return EXIT_PREEMPTED if stop.sigval == signal.SIGTERM else 128 + int(stop.sigval)
     return 0
 
 
@@ -147,7 +146,13 @@ def _launch_config(ranks: int) -> Any:
 
     if os.environ.get("NEMO_TVKD_DEBUG") != "1":  # the ranks say themselves what went wrong
         logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    # The agent's own way with SIGTERM and SIGINT is SIGKILL after 30 s, in the middle of a checkpoint.
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
+    agent: dict[str, Any] = {}
+    if hasattr(LaunchConfig, "signals_to_handle"):  # torch 2.9 and later write it over the variable
+        agent["signals_to_handle"] = os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
     return LaunchConfig(
+        **agent,
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
@@ -166,6 +171,8 @@ def _forward_to_children(signum: int, frame: Any) -> None:
 
     for child in psutil.Process().children():
         child.send_signal(signum)
+    if signum == signal.SIGINT:  # a second Ctrl-C stops at once
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _rank_main(entry: Callable[..., Any], args: tuple) -> None:

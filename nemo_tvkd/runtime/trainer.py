@@ -97,6 +97,13 @@ class WarmupSchedule(LRSchedulerModule):
         shape = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
         return self.min_ratio + (1 - self.min_ratio) * shape
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """A checkpoint brings the rate that its own run would have gone on with; this run may be a longer one."""
+        for config in trainer.lr_scheduler_configs:
+            scheduler: Any = config.scheduler
+            for group, peak in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, strict=True):
+                group["lr"] = peak * self.factor(scheduler.last_epoch)
+
     def scheduler(self, model: Any, optimizers: Any) -> dict[str, Any]:
         scheduler = {"scheduler": LambdaLR(optimizers, self.factor), "interval": "step", "frequency": 1}
         return {"optimizer": optimizers, "lr_scheduler": scheduler}

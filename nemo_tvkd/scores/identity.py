@@ -36,6 +36,8 @@ class Identity:
     max_prompt_length: int
     data: str
     """data_fingerprint of all pair_ids in order"""
+    precision: str = "fp32"
+    """of the scoring model's parameters: fp32 | bf16"""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.what) - set(WHAT)):

@@ -93,6 +93,7 @@ def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Seque
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length or data.max_length - 1,
         data=data_fingerprint([row.pair_id for row in rows]),
+        precision=options.precision,
     )
 
 
@@ -100,9 +101,9 @@ def score_rank(config: Any, job: ScoringJob) -> None:
     """One rank's part of the job."""
     import torch.distributed as dist
 
+    launch.join(config.parallel)  # before anything imports NeMo, which it keeps quiet
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
-    launch.join(config.parallel)
     told = [job.identity]
     dist.broadcast_object_list(told)
     job.identity = told[0]

@@ -177,11 +177,12 @@ def signal_at_step(signum: int, step: int, rank: int) -> Any:
     return SignalAtStep()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_one_rank_saves_and_stops_all(
     pool: RankPool, models: Any, five_steps: list, tmp_path: Path, signum: int
 ) -> None:
-    whole = curve(pool, models, five_steps, tmp_path / "whole", Layout(tp=2), options=RESUME)
+    options = ["data.shuffle=true", "optim.schedule=cosine", "optim.warmup_ratio=0.4"]
+    whole = curve(pool, models, five_steps, tmp_path / "whole", Layout(tp=2), options=options)
     with pytest.raises(AssertionError, match="Preempted: stopped by a signal after step 2"):
         curve(
             pool,
@@ -189,10 +190,10 @@ def test_a_signal_to_one_rank_saves_and_stops_all(
             five_steps,
             tmp_path / "run",
             Layout(tp=2),
-            options=RESUME,
+            options=options,
             hook=partial(signal_at_step, signum, step=2, rank=1),
         )
-    rows = curve(pool, models, five_steps, tmp_path / "run", Layout(tp=2), options=RESUME)
+    rows = curve(pool, models, five_steps, tmp_path / "run", Layout(tp=2), options=options)
     assert without_speed(rows) == without_speed(whole)
 
 
@@ -249,3 +250,65 @@ def test_recomputed_activations_give_the_same_curve(
         options = ["trainer.recompute=true"]
         rows = curve(pool, models, five_steps, tmp_path / layout.name, layout, 2, options=options)
         assert [row["loss"] for row in rows] == pytest.approx(reference_curve, rel=1e-4)
+
+
+def test_a_run_that_is_extended_follows_the_longer_schedule(
+    pool: RankPool, models: Any, five_steps: list, tmp_path: Path
+) -> None:
+    """max_steps 3, then 6: the checkpoint's learning rate (0, the end of the short schedule) is not used."""
+    curve(pool, models, five_steps, tmp_path, Layout(), steps=3)
+    rows = curve(pool, models, five_steps, tmp_path, Layout(), steps=6)
+    rates = [1e-3 * 0.5 * (1 + np.cos(np.pi * step / 6)) for step in range(6)]
+    assert [row["lr"] for row in rows[3:]] == pytest.approx(rates[3:], rel=1e-6)
+
+
+@pytest.mark.parametrize("layout", [Layout(tp=2, pp=2), Layout(dp=2)], ids=lambda lay: lay.name)
+def test_validation_figures(pool: RankPool, models: Any, tmp_path: Path, layout: Layout) -> None:
+    """At learning rate 0 the validation of the training pairs repeats the training metrics; 7 pairs do not divide."""
+    pairs = ref.random_pairs(21, 4, VOCAB)
+    more = [*pairs, *ref.random_pairs(22, 3, VOCAB)]
+    options = ["optim.lr=0", "trainer.val_interval=1"]
+    rows = curve(pool, models, pairs, tmp_path / "same", layout, steps=2, options=options, validation=make_items(pairs))
+    trained, validated = rows[0], rows[1]
+    assert [row["step"] for row in rows] == [1, 1, 2, 2]
+    for name in ("loss", "rewards/margins", "rewards/accuracies", "logps/chosen", "shaping/margins"):
+        assert validated[f"eval_{name}"] == pytest.approx(trained[name], rel=1e-6, abs=1e-9), name
+    rows = curve(pool, models, pairs, tmp_path / "more", layout, steps=1, options=options, validation=make_items(more))
+    expected = ref.tvkd_loss(models.student, models.teacher, more, beta=0.1, alpha=0.7, gamma=0.95)[0]
+    assert rows[-1]["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_one_run_at_a_time_in_a_directory(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(AssertionError, match="another run is writing to"):
+            curve(pool, models, five_steps, tmp_path, Layout(tp=2))
+    assert curve(pool, models, five_steps, tmp_path, Layout(tp=2))
+
+
+def schedule_factors(schedule: str, warmup: int, steps: int, least: float) -> list[float]:
+    """Task: the learning rate of every update, as a fraction of the peak."""
+    from nemo_tvkd.runtime.trainer import WarmupSchedule
+
+    rule = WarmupSchedule(schedule, warmup, steps, least)
+    return [rule.factor(update) for update in range(steps + 1)]
+
+
+def test_learning_rate_schedules(pool: RankPool) -> None:
+    """Against transformers' schedules, and by hand where there is a floor."""
+    import torch
+    from transformers import get_scheduler
+
+    for schedule, theirs in (("linear", "linear"), ("cosine", "cosine"), ("constant", "constant_with_warmup")):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        scheduler = get_scheduler(theirs, optimizer, num_warmup_steps=3, num_training_steps=10)
+        expected = []
+        for _ in range(11):
+            expected.append(scheduler.get_last_lr()[0])
+            optimizer.step()
+            scheduler.step()
+        assert pool.run(Layout(), schedule_factors, schedule, 3, 10, 0.0)[0] == pytest.approx(expected, abs=1e-12)
+    floor = pool.run(Layout(), schedule_factors, "linear", 0, 4, 0.2)[0]
+    assert floor == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
