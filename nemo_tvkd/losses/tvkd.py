@@ -12,21 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nemo_tvkd.losses import dpo
+
 FORMS = ("potential_difference", "next_value")
 TERMINALS = ("bootstrap", "zero")
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-    "shaping/chosen",
-    "shaping/rejected",
-    "shaping/margins",
-    "shaping/accuracies",
-)
+METRICS = (*dpo.METRICS, "shaping/chosen", "shaping/rejected", "shaping/margins", "shaping/accuracies")
 
 
 def potential_shaping(values: Tensor, *, form: str, terminal: str, gamma: float) -> Tensor:
