@@ -106,13 +106,18 @@ def _take(config: Any, directory: Path) -> Path | UserError | None:
     return resume
 
 
+PATH_KEYS = {"path", "scores", "tokenizer", "train", "validation", "output_dir"}
+"""Last parts of the keys that hold paths (or hub ids, which stay as they are)."""
+
+
 def _save_config(config: Any, directory: Path) -> None:
     """config.yaml, with local paths made absolute so that `--from` works from anywhere."""
     from omegaconf import OmegaConf
 
     saved = OmegaConf.to_container(config)
     for section in saved.values():
-        for key, value in section.items():
+        for key in PATH_KEYS & section.keys():
+            value = section[key]
             section[key] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
     partial_file = directory / ".config.yaml"
     partial_file.write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
@@ -120,7 +125,7 @@ def _save_config(config: Any, directory: Path) -> None:
 
 
 def _absolute(value: Any) -> Any:
-    return str(Path(value).resolve()) if isinstance(value, str) and "/" in value and Path(value).exists() else value
+    return str(Path(value).resolve()) if value and Path(str(value)).exists() else value
 
 
 class _Run:
