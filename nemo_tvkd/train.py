@@ -67,16 +67,8 @@ def fit(config: Any, prepared: Prepared) -> None:
 
     Resumes from the newest complete checkpoint in the output directory when trainer.resume=auto.
     """
-    import torch.distributed as dist
-
     directory = Path(config.trainer.output_dir)
-    told: list[Any] = [None]
-    if dist.get_rank() == 0:
-        told = [_take(config, directory)]  # rank 0's view of a shared file system holds for all
-    dist.broadcast_object_list(told)
-    if isinstance(told[0], UserError):
-        raise told[0]
-    resume: Path | None = told[0]
+    resume: Path | None = launch.on_rank_zero(_take, config, directory)  # one view of a shared file system
     try:
         _Run(config, prepared, _steps(resume)).fit(resume)
     finally:
@@ -87,17 +79,19 @@ _LOCKS: dict[Path, IO[str]] = {}
 """Open lock files of the runs in this process; closing one releases it."""
 
 
-def _take(config: Any, directory: Path) -> Path | UserError | None:
+def _take(config: Any, directory: Path) -> Path | None:
     """Claim the output directory for this run; what it resumes from."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the length of the run)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return UserError(f"trainer.output_dir: another run is writing to {directory}; choose another directory")
+    except BlockingIOError as error:
+        raise UserError(
+            f"trainer.output_dir: another run is writing to {directory}; choose another directory"
+        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
-            return UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}")
+            raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
     _LOCKS[directory] = lock
     _save_config(config, directory)
     resume = _resumable(config)

@@ -84,6 +84,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return moved
 
 
+def next_batch(iterator: Iterator[Any]) -> Batch:
+    """The next micro-batch of a loader; Lightning wraps it as (batch, batch index, loader index)."""
+    batch = next(iterator)
+    return batch[0] if isinstance(batch, tuple) else batch
+
+
 def micro_batches(items: Sequence[Item], size: int, multiple: int, rank: int = 0, ranks: int = 1) -> Iterator[Batch]:
     """This data-parallel rank's share of `items`, in order, `size` at a time; the last batch may be smaller."""
     mine = items[rank::ranks]

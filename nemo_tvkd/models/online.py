@@ -9,7 +9,7 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
-from nemo_tvkd.data.batch import Batch
+from nemo_tvkd.data.batch import Batch, next_batch
 from nemo_tvkd.losses import REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.models.frozen import Statistics, pipeline_forward
 from nemo_tvkd.models.policy import spans
@@ -61,8 +61,5 @@ class OnlineScorer(pl.Callback):
 
     def on_megatron_step_start(self, step: Any) -> Any:
         """See nemo.lightning.megatron_parallel.CallbackMethods."""
-        batches = []
-        for _ in range(get_num_microbatches()):
-            batch = next(step.data)
-            batches.append(batch[0] if isinstance(batch, tuple) else batch)
+        batches = [next_batch(step.data) for _ in range(get_num_microbatches())]
         return dataclasses.replace(step, data=iter(self.score(batches)))

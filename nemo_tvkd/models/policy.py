@@ -10,7 +10,7 @@ from nemo.collections import llm
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from nemo_tvkd.data.batch import Batch, to_device
+from nemo_tvkd.data.batch import Batch, next_batch, to_device
 from nemo_tvkd.losses import LossInputs, Method
 from nemo_tvkd.losses.tvkd import potential_shaping
 from nemo_tvkd.models.architecture import CausalLMConfig
@@ -32,6 +32,10 @@ class Objective:
     def columns(self) -> tuple[str, ...]:
         """Names of the metric sums, before the two counts (denominator and tokens)."""
         return self.method.metrics + tuple(f"{name}_squared" for name in self.method.spread)
+
+    def no_sums(self) -> Tensor:
+        """The metric sums [M + 2] of nothing, float64."""
+        return torch.zeros(len(self.columns) + 2, dtype=torch.float64, device=cpu.device())
 
     def __call__(self, batch: Batch, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss of one packed micro-batch.
@@ -113,10 +117,7 @@ class PolicyModel(llm.GPTModel):
         self._reduction = ObjectiveReduction(objective)
 
     def data_step(self, dataloader_iter: Iterator) -> Batch:
-        batch = next(dataloader_iter)
-        if isinstance(batch, tuple) and len(batch) == 3:  # Lightning's (batch, batch index, loader index)
-            batch = batch[0]
-        return to_device(batch, cpu.device())
+        return to_device(next_batch(dataloader_iter), cpu.device())
 
     def forward_step(self, batch: Batch) -> Tensor:
         return packed_forward(self.module, batch)
@@ -131,14 +132,13 @@ class PolicyModel(llm.GPTModel):
         assert self._reduction is not None
         sums = self._reduction.last_sums
         if sums is None:
-            width = len(self._reduction.objective.columns) + 2
-            sums = torch.zeros(width, dtype=torch.float64, device=cpu.device())
+            sums = self._reduction.objective.no_sums()
         return broadcast_from_last(sums, parallel_state.get_pipeline_model_parallel_group())
 
 
 def evaluate_sums(objective: Objective, results: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
     """Metric sums [M + 2] over all data-parallel ranks, on every rank, from a forward pass with `objective`."""
-    sums = torch.zeros(len(objective.columns) + 2, dtype=torch.float64, device=cpu.device())
+    sums = objective.no_sums()
     for _, _, part in results:
         sums += part
     broadcast_from_last(sums, parallel_state.get_pipeline_model_parallel_group())

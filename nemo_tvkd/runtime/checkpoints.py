@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from filelock import FileLock
 from lightning.fabric.plugins.environments import LightningEnvironment
 from nemo import lightning as nl
@@ -37,6 +36,7 @@ from nemo_tvkd.models.hf import (
     weights_fingerprint,
 )
 from nemo_tvkd.models.policy import PolicyModel
+from nemo_tvkd.runtime.launch import on_rank_zero
 
 WEIGHT_FILES = (
     "*.safetensors",
@@ -237,16 +237,7 @@ def as_nemo(wanted: dict[str, tuple[Checkpoint, str]]) -> dict[str, Checkpoint]:
     Raises:
         UserError: on every rank, what the import said.
     """
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            outcome = [{key: _imported(checkpoint, key, tok) for key, (checkpoint, tok) in wanted.items()}]
-        except UserError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    return outcome[0]
+    return on_rank_zero(lambda: {key: _imported(ckpt, key, tokenizer) for key, (ckpt, tokenizer) in wanted.items()})
 
 
 def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:

@@ -115,6 +115,24 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
+def on_rank_zero(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function(*args)` returns on rank 0, on every rank (collective).
+
+    Raises:
+        UserError: on every rank, what it raised on rank 0.
+    """
+    outcome: list[Any] = [None, None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            outcome[0] = function(*args)
+        except UserError as error:
+            outcome[1] = error
+    torch.distributed.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
 def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     """Run `entry(*args)` on `ranks` ranks and return the exit code.
 

@@ -99,14 +99,10 @@ def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Seque
 
 def score_rank(config: Any, job: ScoringJob) -> None:
     """One rank's part of the job."""
-    import torch.distributed as dist
-
     launch.join(config.parallel)  # before anything imports NeMo, which it keeps quiet
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
-    told = [job.identity]
-    dist.broadcast_object_list(told)
-    job.identity = told[0]
+    job.identity = launch.on_rank_zero(lambda: job.identity)
     checkpoint = as_nemo({"score.model": (job.checkpoint, config.score.tokenizer)})["score.model"]
     score(config, job, checkpoint)
     launch.leave()
@@ -120,17 +116,7 @@ def score(config: Any, job: ScoringJob, checkpoint: Checkpoint) -> None:
     from nemo_tvkd.models.frozen import load_frozen
 
     writer = _writer(config, job)
-    outcome: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            writer.prepare()
-            outcome = [[part for part in writer.parts() if not writer.is_complete(part)]]
-        except UserError as error:
-            outcome = [error]
-    dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], UserError):
-        raise outcome[0]
-    missing: list[int] = outcome[0]
+    missing: list[int] = launch.on_rank_zero(_missing_parts, writer)
     module = load_frozen(checkpoint, "score.model", config.score.precision) if missing else None
     replica = parallel_state.get_data_parallel_rank()
     replicas = parallel_state.get_data_parallel_world_size()
@@ -149,6 +135,11 @@ def score(config: Any, job: ScoringJob, checkpoint: Checkpoint) -> None:
         writer.finish()
         size = sum(file.stat().st_size for file in Path(config.score.output).iterdir())
         print(f"{config.score.output}: {len(job.rows)} pairs, {size:,} bytes", flush=True)
+
+
+def _missing_parts(writer: StoreWriter) -> list[int]:
+    writer.prepare()
+    return [part for part in writer.parts() if not writer.is_complete(part)]
 
 
 def _raise_everywhere(failure: UserError | None) -> None:
