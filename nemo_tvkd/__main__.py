@@ -10,7 +10,7 @@ from nemo_tvkd.errors import UserError
 
 HELP = {
     "train": (
-        "trains any method: algorithm=tvkd|dpo|sft",
+        "trains any method: algorithm=tvkd|dpo|sft|reward|drdo|edpo",
         "nemo-tvkd train algorithm=tvkd student.path=STUDENT teacher.path=TEACHER data.train=pairs.jsonl",
     ),
     "score": (

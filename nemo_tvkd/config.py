@@ -5,48 +5,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.algorithms import ALGORITHMS
 
-@dataclass
-class ShapingConfig:
-    """TVKD's shaping term (gamma lives here only)."""
-
-    value: str = "soft_value"
-    """soft_value | max | margin | expectation (of the state), logit | logprob (of the action)."""
-    form: str = "potential_difference"
-    """potential_difference (the paper) | next_value (the released code)."""
-    terminal: str = "bootstrap"
-    """V after the last response token: the teacher's (bootstrap) or 0 (zero)."""
-    gamma: float = 1.0
-    temperature: float | None = None
-    """tau of the soft value; algorithm.beta when null (Lemma 1)."""
-
-
-@dataclass
-class TvkdConfig:
-    """Kwon et al. 2025, arXiv 2509.16965."""
-
-    name: str = "tvkd"
-    beta: float = 0.01
-    alpha: float = 0.7
-    use_reference: bool = False
-    """Add DPO's reference term; the paper has none."""
-    shaping: ShapingConfig = field(default_factory=ShapingConfig)
-
-
-@dataclass
-class DpoConfig:
-    """Rafailov et al. 2023, arXiv 2305.18290."""
-
-    name: str = "dpo"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-
-
-@dataclass
-class SftConfig:
-    """Supervised fine-tuning on responses."""
-
-    name: str = "sft"
+__all__ = ["ALGORITHMS", "COMMANDS", "package_folder"]
 
 
 @dataclass
@@ -79,6 +40,24 @@ class TeacherConfig(FrozenConfig):
 
 
 @dataclass
+class OracleConfig:
+    """A model with a reward head, or several of them (for edpo): then `path` or `scores` is a list."""
+
+    path: Any = ""
+    """As student.path; a Hugging Face sequence-classification model with one label, too."""
+    mode: str = "online"
+    """online (in this job) | cached (from a score store) | columns (the data's chosen_reward and rejected_reward)."""
+    scores: Any = ""
+    """The score store, for mode=cached."""
+    tokenizer: str = ""
+    """As teacher.tokenizer."""
+    chat_template: str = ""
+    """As teacher.chat_template."""
+    normalize: str = "none"
+    """none | zscore (rewards over their standard deviation in the score store, or in the training data's columns)."""
+
+
+@dataclass
 class DataConfig:
     train: Any = ""
     """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset."""
@@ -92,6 +71,14 @@ class DataConfig:
     """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | a jinja file."""
     on_bad_row: str = "error"
     """error | skip (counted and reported)."""
+
+
+@dataclass
+class TrainingDataConfig(DataConfig):
+    label_noise: float = 0.0
+    """Share of the training pairs whose chosen and rejected response are exchanged, by their pair id; 0 to 1."""
+    label_noise_seed: int = 0
+    """Which pairs these are."""
 
 
 @dataclass
@@ -160,7 +147,8 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     reference: FrozenConfig = field(default_factory=FrozenConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    oracle: OracleConfig = field(default_factory=OracleConfig)
+    data: TrainingDataConfig = field(default_factory=TrainingDataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -173,7 +161,7 @@ class ScoringConfig:
     """The frozen model: as student.path."""
     tokenizer: str = ""
     what: list[str] = field(default_factory=lambda: ["value"])
-    """value | logprob, or both."""
+    """value | logprob | reward (of a model with a reward head), one or several."""
     value_kind: Any = "soft_value"
     """As algorithm.shaping.value, or a list: every kind asked for, soft_value at every temperature asked for."""
     temperature: Any = 0.01
@@ -231,6 +219,8 @@ class ExportConfig:
 
     checkpoint: str = ""
     output: str = ""
+    kind: str = "auto"
+    """causal_lm | reward_model (a sequence-classification model with one label) | auto (what the checkpoint is)."""
 
 
 @dataclass
@@ -291,7 +281,6 @@ COMMANDS: dict[str, type] = {
     "export-hf": ExportConfig,
     "bench": BenchConfig,
 }
-ALGORITHMS: dict[str, type] = {"tvkd": TvkdConfig, "dpo": DpoConfig, "sft": SftConfig}
 
 
 def package_folder(name: str) -> Path:

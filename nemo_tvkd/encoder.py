@@ -1,6 +1,8 @@
 """A tokenizer with its chat template and lengths: files of pairs in, token ids out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from nemo_tvkd.data.pairs import read_rows
@@ -41,11 +43,20 @@ class Encoder:
         return tokenizer_fingerprint(self.tokenizer)
 
     def read(
-        self, paths: list[str], key: str, pairs: bool, report: Any = print, positions: bool = False
+        self,
+        paths: list[str],
+        key: str,
+        pairs: bool,
+        report: Any = print,
+        positions: bool = False,
+        require: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Tokenized]:
-        """Tokenised rows of `paths`, with their states' `positions` if asked for; says what was read, cut, skipped."""
+        """Tokenised rows of `paths`, with their states' `positions` if asked for; says what was read, cut, skipped.
+
+        `require`: columns that every row must have, and why (see `data.pairs.read_rows`).
+        """
         data = self.data
-        rows, read = read_rows(paths, need_rejected=pairs, on_bad_row=data.on_bad_row, key=key)
+        rows, read = read_rows(paths, need_rejected=pairs, on_bad_row=data.on_bad_row, key=key, require=require)
         lengths = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
         tokenized, made = tokenize_rows(rows, self.template, on_bad_row=data.on_bad_row, positions=positions, **lengths)
         bad = read.bad + made.bad

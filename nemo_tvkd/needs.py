@@ -1,8 +1,9 @@
 """What a method needs of frozen models: the online ones, the score stores, and pairs joined with what they say.
 
-A teacher may have another tokenizer and chat template than the student. It then reads the pairs its own way, and its
-values live at its own states. Sums that telescope need their ends alone; others take, at each of the student's states,
-the value of the teacher's state that has read as many characters (:mod:`nemo_tvkd.data.align`).
+A teacher or an oracle may have another tokenizer and chat template than the student. It then reads the pairs its own
+way. Rewards are numbers of responses, but a teacher's values live at its own states: sums that telescope need their
+ends alone; others take, at each of the student's states, the value of the teacher's state that has read as many
+characters (:mod:`nemo_tvkd.data.align`).
 """
 
 from collections.abc import Callable
@@ -15,14 +16,34 @@ from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.data.tokenizer import TOKENIZER_FILES
 from nemo_tvkd.encoder import Encoder, check_vocabulary
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import REFERENCE_LOGPS, TEACHER_VALUE
+from nemo_tvkd.losses import ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
-from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
+from nemo_tvkd.models.hf import (
+    Checkpoint,
+    check_architecture,
+    check_heads,
+    check_layout,
+    find_checkpoint,
+    weights_fingerprint,
+)
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.scores.store import ScoreStore
 
 Say = Callable[[str], None]
+STORED = {TEACHER_VALUE: "value", REFERENCE_LOGPS: "logprob", ORACLE_REWARDS: "reward"}
+"""What a store must hold to provide something."""
+
+
+def provides(name: str) -> str:
+    """What a frozen model provides, from its name: a further oracle's is oracle/1, and so on."""
+    return name.partition("/")[0]
+
+
+def option(name: str, entry: str) -> str:
+    """The configuration key of a frozen model: teacher.path, or oracle.path[1] of a further oracle."""
+    need, _, index = name.partition("/")
+    return f"{need}.{entry}[{index}]" if index else f"{need}.{entry}"
 
 
 @dataclass
@@ -33,49 +54,70 @@ class Needs:
     pairs: bool
     """Whether the method trains on pairs (else on examples)."""
     frozen: dict[str, Checkpoint] = field(default_factory=dict)
-    """Models that run online, by what they provide."""
+    """Models that run online, by name: what they provide; of a further oracle oracle/1, and so on."""
     stores: dict[str, tuple[ScoreStore, str]] = field(default_factory=dict)
-    """By what they provide: the store and the stem of its scores that are read."""
-    teacher: Encoder | None = None
-    """How the teacher reads the pairs, if not as the student does."""
+    """By name: the store and the stem of its scores that are read."""
+    readers: dict[str, Encoder] = field(default_factory=dict)
+    """By name, how models read the pairs that do not read them as the student does."""
     aligned: bool = False
     """Whether the teacher's states must be aligned to the student's."""
+    require: dict[str, str] = field(default_factory=dict)
+    """Columns that every row must have, and why."""
+    columns: bool = False
+    """Whether the oracle's rewards are those of the data."""
 
     def read(self, paths: list[str], key: str, say: Say) -> list[Item]:
         """The rows of `paths` as items, with what the stores say about them."""
-        rows = self.encoder.read(paths, key, self.pairs, say, self.aligned)
-        if self.teacher is None:
-            return self.join(rows, rows)
-        read = self.teacher.read(paths, key, self.pairs, lambda line: say(f"for the teacher: {line}"), self.aligned)
-        by_source = {row.source: row for row in read}
-        rows = [row for row in rows if row.source in by_source]
+        rows = self.encoder.read(paths, key, self.pairs, say, self.aligned, self.require)
+        theirs = {name: self._read_as(name, paths, key, say) for name in self.readers}
+        rows = [row for row in rows if all(row.source in read for read in theirs.values())]
         if not rows:
-            raise UserError(f"{key}: no pair is usable with the student's and the teacher's tokenizer alike")
-        theirs = [by_source[row.source] for row in rows]
-        if cut := sum(row.truncated or other.truncated for row, other in zip(rows, theirs, strict=True)):
-            say(
-                f"warning: {key}: {cut} of {len(rows)} pairs are cut to length by the student's tokens or the "
-                "teacher's; where they end at different characters the teacher's last value is of another text"
-            )
-        return self.join(rows, theirs)
+            who = " and ".join(f"the {provides(name)}'s" for name in theirs)
+            raise UserError(f"{key}: no pair is usable with the student's and {who} tokenizer alike")
+        views = {name: [read[row.source] for row in rows] for name, read in theirs.items()}
+        for name, view in views.items():
+            if cut := sum(row.truncated or other.truncated for row, other in zip(rows, view, strict=True)):
+                who, what = provides(name), "reward" if provides(name) == ORACLE_REWARDS else "last value"
+                say(
+                    f"warning: {key}: {cut} of {len(rows)} pairs are cut to length by the student's tokens or the "
+                    f"{who}'s; where they end at different characters the {who}'s {what} is of another text"
+                )
+        return self.join(rows, views)
 
-    def join(self, rows: list[Tokenized], theirs: list[Tokenized]) -> list[Item]:
-        """Items of `rows`; `theirs` are the same rows as the teacher reads them."""
-        views = {need: theirs if need == TEACHER_VALUE else rows for need in self.stores}
-        for need, (store, _) in self.stores.items():
-            store.check_covers([r.pair_id for r in views[need]], [r.source for r in rows], f"{need}.scores")
-        items = []
-        for index, (row, other) in enumerate(zip(rows, theirs, strict=True)):
-            found = {need: s.get(views[need][index].pair_id).scores[stem] for need, (s, stem) in self.stores.items()}
-            item = Item(row, found.get(TEACHER_VALUE), found.get(REFERENCE_LOGPS))
-            if self.teacher is not None:
-                reading = OtherReading(other, _states(row, other) if self.aligned else None)
-                if item.teacher_values is None:
-                    item.teacher = reading
-                else:
-                    item.teacher_values = reading.at_students_states(item.teacher_values)
-            items.append(item)
-        return items
+    def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> dict[str, Tokenized]:
+        """The rows as a model reads them, by where they come from."""
+        aligned = self.aligned and name == TEACHER_VALUE
+        reader, who = self.readers[name], provides(name)
+        return {
+            row.source: row
+            for row in reader.read(paths, key, self.pairs, lambda line: say(f"for the {who}: {line}"), aligned)
+        }
+
+    def join(self, rows: list[Tokenized], views: dict[str, list[Tokenized]] | None = None) -> list[Item]:
+        """Items of `rows`; `views` are the same rows as models read them that do not read as the student does."""
+        views = views or {}
+        for name, (store, _) in self.stores.items():
+            read = views.get(name, rows)
+            store.check_covers([r.pair_id for r in read], [r.source for r in rows], option(name, "scores"))
+        return [self._item(row, {name: view[i] for name, view in views.items()}) for i, row in enumerate(rows)]
+
+    def _item(self, row: Tokenized, views: dict[str, Tokenized]) -> Item:
+        found = {name: s.get(views.get(name, row).pair_id).scores[stem] for name, (s, stem) in self.stores.items()}
+        item = Item(row, found.get(TEACHER_VALUE), found.get(REFERENCE_LOGPS))
+        if self.columns:
+            assert row.chosen_reward is not None
+            assert row.rejected_reward is not None
+            item.oracle_rewards = ((row.chosen_reward, row.rejected_reward),)
+        elif rewards := [found[name] for name in found if provides(name) == ORACLE_REWARDS]:
+            item.oracle_rewards = tuple((float(chosen), float(rejected)) for chosen, rejected in rewards)
+        for name, other in views.items():
+            aligned = self.aligned and name == TEACHER_VALUE
+            reading = OtherReading(other, _states(row, other) if aligned else None)
+            if name not in self.stores:
+                item.readings[name] = reading
+            elif name == TEACHER_VALUE and item.teacher_values is not None:
+                item.teacher_values = reading.at_students_states(item.teacher_values)
+        return item
 
 
 def _states(row: Tokenized, other: Tokenized) -> tuple[Any, Any]:
@@ -91,75 +133,98 @@ def resolve_needs(config: Any, method: Any, encoder: Encoder, say: Say) -> Needs
     Raises:
         UserError: anything about them that a user can get wrong.
     """
+    from nemo_tvkd.oracles import resolve_oracles
+
     found = Needs(encoder, method.pairs)
+    if config.algorithm.get("use_margin"):
+        found.require["margin"] = "algorithm.use_margin=true"
     needs = method.needs(config.algorithm)
     for need in (TEACHER_VALUE, REFERENCE_LOGPS):
         if need not in needs:
             continue
         section = config[need]
-        if section.mode == "online" and section.scores:
-            raise UserError(f"{need}.scores is set but {need}.mode=online would not read it: set {need}.mode=cached")
+        path = section.path or (config.student.path if need == REFERENCE_LOGPS else "")
         if need == TEACHER_VALUE:
             _set_teacher(config, found, say)
-        reader = found.teacher if need == TEACHER_VALUE else None
-        path = section.path or (config.student.path if need == REFERENCE_LOGPS else "")
-        if section.mode == "online":
-            found.frozen[need] = _online(config, need, path, None if reader else encoder)
-        else:
-            found.stores[need] = _open_store(config, need, path, reader or encoder)
+        resolve(config, found, need, path, section.scores)
+    if ORACLE_REWARDS in needs:
+        resolve_oracles(config, found, say)
     return found
+
+
+def resolve(config: Any, found: Needs, name: str, path: str, scores: str) -> None:
+    """Add a model that runs online, or a store, to what was `found`; how it reads pairs is known by now."""
+    need = provides(name)
+    mode = config[need].mode
+    reader = found.readers.get(name)
+    if mode == "online" and scores:
+        raise UserError(
+            f"{option(name, 'scores')} is set but {need}.mode=online would not read it: set {need}.mode=cached"
+        )
+    if mode == "online":
+        found.frozen[name] = _online(config, name, path, None if reader else found.encoder)
+    else:
+        found.stores[name] = _open_store(config, name, path, scores, reader or found.encoder)
 
 
 def _set_teacher(config: Any, found: Needs, say: Say) -> None:
     """How the teacher reads pairs, where it is not the student's way."""
-    section, shaping = config.teacher, config.algorithm.shaping
-    if not section.path:
-        if section.tokenizer or section.chat_template:
-            raise UserError(
-                "teacher.path is not set: teacher.tokenizer and teacher.chat_template say how it reads pairs"
-            )
+    shaping = config.algorithm.shaping
+    if not set_reader(config, found, TEACHER_VALUE, config.teacher.path):
         return
-    checkpoint = find_checkpoint(section.path, "teacher.path")
-    if not section.tokenizer and not any((checkpoint.hf_dir / name).exists() for name in TOKENIZER_FILES):
-        if section.chat_template:
-            raise UserError("teacher.tokenizer is not set, and teacher.path has none for teacher.chat_template")
-        return  # it reads what the student reads
-    template = ("teacher.chat_template", section.chat_template or "auto")
-    key = "teacher.tokenizer" if section.tokenizer else "teacher.path"
-    teacher = Encoder.build(checkpoint, section.tokenizer, config.data, key, template)
-    if teacher.fingerprint == found.encoder.fingerprint and (
-        not section.chat_template or teacher.template.fingerprint == found.encoder.template.fingerprint
-    ):
-        return
-    found.teacher = teacher
     telescopes = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
     found.aligned = shaping.value not in ACTION_KINDS and not telescopes
-    name = found.teacher.template.name
+    name = found.readers[TEACHER_VALUE].template.name
     how = "aligned to the student's states by characters" if found.aligned else "read at its own states"
     say(f"teacher.path reads pairs its own way (template {name}): its values are {how}")
 
 
-def _online(config: Any, need: str, path: str, shared: Encoder | None) -> Checkpoint:
+def set_reader(config: Any, found: Needs, name: str, path: str) -> bool:
+    """Whether a model reads pairs in another way than the student; then `found` knows how."""
+    need = provides(name)
+    section, key = config[need], option(name, "path")
+    if not path:
+        if section.tokenizer or section.chat_template:
+            raise UserError(f"{key} is not set: {need}.tokenizer and {need}.chat_template say how it reads pairs")
+        return False
+    checkpoint = find_checkpoint(path, key)
+    if not section.tokenizer and not any((checkpoint.hf_dir / file).exists() for file in TOKENIZER_FILES):
+        if section.chat_template:
+            raise UserError(f"{need}.tokenizer is not set, and {key} has none for {need}.chat_template")
+        return False  # it reads what the student reads
+    template = (f"{need}.chat_template", section.chat_template or "auto")
+    own = Encoder.build(
+        checkpoint, section.tokenizer, config.data, f"{need}.tokenizer" if section.tokenizer else key, template
+    )
+    same_template = not section.chat_template or own.template.fingerprint == found.encoder.template.fingerprint
+    if own.fingerprint == found.encoder.fingerprint and same_template:
+        return False
+    found.readers[name] = own
+    return True
+
+
+def _online(config: Any, name: str, path: str, shared: Encoder | None) -> Checkpoint:
     """The checkpoint of a model that runs in the job; `shared` encodes what it reads, unless that is its own affair."""
-    key, parallel = f"{need}.path", config.parallel
+    key, parallel = option(name, "path"), config.parallel
     checkpoint = find_checkpoint(path, key)
     check_architecture(checkpoint.config, key)
+    judges = provides(name) == ORACLE_REWARDS
+    check_heads(checkpoint, key, lm=not judges, reward=judges)
     check_layout(checkpoint.config, key, parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size)
     if shared is not None:
-        check_vocabulary(checkpoint, shared, key, "student.path", config[need].get("tokenizer", ""))
+        check_vocabulary(checkpoint, shared, key, "student.path", config[provides(name)].get("tokenizer", ""))
     return checkpoint
 
 
-def _open_store(config: Any, need: str, path: str, encoder: Encoder) -> tuple[ScoreStore, str]:
-    section = config[need]
-    key = f"{need}.scores"
-    if not section.scores:
+def _open_store(config: Any, name: str, path: str, scores: str, encoder: Encoder) -> tuple[ScoreStore, str]:
+    need, key = provides(name), option(name, "scores")
+    if not scores:
         raise UserError(f"{key} is not set: {need}.mode=cached reads a score store that `nemo-tvkd score` wrote")
-    store = ScoreStore.open(section.scores, key)
-    if need == TEACHER_VALUE and not path and store.identity.tokenizer != encoder.fingerprint:
+    store = ScoreStore.open(scores, key)
+    if need != REFERENCE_LOGPS and not path and store.identity.tokenizer != encoder.fingerprint:
         raise UserError(
             f"{key}: the score store {store.path} was made with another tokenizer than student.path's: set "
-            "teacher.path to the model that scored; its tokenizer and template then read the pairs too"
+            f"{option(name, 'path')} to the model that scored; its tokenizer and template then read the pairs too"
         )
     expected: dict[str, Any] = {
         "tokenizer": encoder.fingerprint,
@@ -168,9 +233,9 @@ def _open_store(config: Any, need: str, path: str, encoder: Encoder) -> tuple[Sc
         "max_prompt_length": config.data.max_prompt_length or config.data.max_length - 1,
     }
     if path and is_rank_zero():  # reading all weights once is enough
-        expected["weights"] = weights_fingerprint(find_checkpoint(path, f"{need}.path"))
-    store.check(what=["value" if need == TEACHER_VALUE else "logprob"], key=key, **expected)
-    return store, _value_stem(config.algorithm, store, key) if need == TEACHER_VALUE else "logprob"
+        expected["weights"] = weights_fingerprint(find_checkpoint(path, option(name, "path")))
+    store.check(what=[STORED[need]], key=key, **expected)
+    return store, _value_stem(config.algorithm, store, key) if need == TEACHER_VALUE else STORED[need]
 
 
 def _value_stem(algorithm: Any, store: ScoreStore, key: str) -> str:

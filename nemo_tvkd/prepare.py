@@ -12,12 +12,21 @@ from omegaconf import OmegaConf
 
 from nemo_tvkd.compose import flatten
 from nemo_tvkd.data.batch import Item
+from nemo_tvkd.data.noise import is_flipped
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS, REFERENCE_LOGPS, TEACHER_VALUE
+from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import teacher_vanishes
-from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, newest_complete
+from nemo_tvkd.models.hf import (
+    Checkpoint,
+    check_architecture,
+    check_heads,
+    check_layout,
+    find_checkpoint,
+    newest_complete,
+)
 from nemo_tvkd.needs import resolve_needs
+from nemo_tvkd.oracles import standardize
 from nemo_tvkd.runtime.launch import world_size
 from nemo_tvkd.values import check_values, check_writable, path_list
 
@@ -34,6 +43,8 @@ class Prepared:
     frozen: dict[str, Checkpoint] = field(default_factory=dict)
     """Models that run online, by what they provide."""
     notes: list[str] = field(default_factory=list)
+    flipped: list[Item] = field(default_factory=list)
+    """Training pairs with a changed label (data.label_noise), as they are after it."""
 
 
 def prepare_training(config: Any) -> Prepared:
@@ -47,6 +58,7 @@ def prepare_training(config: Any) -> Prepared:
     method = METHODS[config.algorithm.name]
     student = find_checkpoint(config.student.path, "student.path")
     check_architecture(student.config, "student.path")
+    check_heads(student, "student.path", lm=bool(method.logps(config.algorithm)))
     ranks = world_size(config.parallel)
     layout = (config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
     check_layout(student.config, "student.path", *layout)
@@ -59,9 +71,10 @@ def prepare_training(config: Any) -> Prepared:
     validation = []
     if config.data.validation:
         validation = needs.read(path_list(config.data.validation, "data.validation"), "data.validation", notes.append)
-    notes += _unused(config, method.needs(config.algorithm))
-    if reason := _vanishing(config):
-        notes.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
+    notes += _unused(config, method.needs(config.algorithm)) + _warnings(config)
+    if config.oracle.normalize == "zscore" and ORACLE_REWARDS in method.needs(config.algorithm):
+        standardize(config, needs, train, validation, notes.append)
+    train, flipped = _with_label_noise(config.data, method.pairs, train, notes)
     return Prepared(
         student=student,
         train=train,
@@ -70,14 +83,39 @@ def prepare_training(config: Any) -> Prepared:
         ranks=ranks,
         frozen=needs.frozen,
         notes=notes,
+        flipped=flipped,
     )
 
 
-def _vanishing(config: Any) -> str | None:
-    if config.algorithm.name != "tvkd":
-        return None
-    s = config.algorithm.shaping
-    return teacher_vanishes(kind=s.value, form=s.form, terminal=s.terminal, gamma=s.gamma, alpha=config.algorithm.alpha)
+def _with_label_noise(data: Any, pairs: bool, items: list[Item], notes: list[str]) -> tuple[list[Item], list[Item]]:
+    """The training items, some with a changed label (data.label_noise), and those alone."""
+    share, seed = data.label_noise, data.label_noise_seed
+    if not share:
+        return items, []
+    if not pairs:
+        raise UserError(f"data.label_noise={share} exchanges chosen and rejected responses: algorithm=sft has no pairs")
+    changed = [item.flipped() if is_flipped(item.tokens.pair_id, share, seed) else item for item in items]
+    flipped = [new for new, old in zip(changed, items, strict=True) if new is not old]
+    notes.append(
+        f"data.label_noise={share}: {len(flipped)} of {len(items)} training pairs are flipped (label_noise.json)"
+    )
+    return changed, flipped
+
+
+def _warnings(config: Any) -> list[str]:
+    """What an algorithm's settings do that its name does not say."""
+    algorithm, found = config.algorithm, []
+    if algorithm.name == "tvkd":
+        s = algorithm.shaping
+        rule = {"kind": s.value, "form": s.form, "terminal": s.terminal, "gamma": s.gamma}
+        if reason := teacher_vanishes(**rule, alpha=algorithm.alpha):
+            found.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
+    if algorithm.name == "drdo" and algorithm.logprob == "mean" and algorithm.contrast == "ratio" and algorithm.alpha:
+        found.append(
+            "warning: algorithm.logprob=mean with algorithm.contrast=ratio rewards a likely rejected response: "
+            "-log(1 - pi_l) grows with pi_l; algorithm.contrast=product does not"
+        )
+    return found
 
 
 def check_batches(config: Any, replicas: int) -> None:
@@ -95,7 +133,7 @@ FREE_TO_CHANGE = (
     *("parallel.", "logger.", "data.validation", "trainer.output_dir", "trainer.resume", "trainer.recompute"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.micro_batch_size", "trainer.keep_checkpoints"),
     *("trainer.val_interval", "trainer.save_interval", "trainer.log_interval", "teacher.mode", "teacher.scores"),
-    *("reference.mode", "reference.scores"),
+    *("reference.mode", "reference.scores", "oracle.mode", "oracle.scores"),
 )
 """What a resumed run may do differently and still be the same run."""
 
@@ -143,7 +181,7 @@ def _unused(config: Any, needs: frozenset[str]) -> list[str]:
     """Sections that are filled in but not read by the method."""
     return [
         f"warning: {need}.{name} is set but algorithm={config.algorithm.name} reads no {need}"
-        for need in (TEACHER_VALUE, REFERENCE_LOGPS)
+        for need in (TEACHER_VALUE, REFERENCE_LOGPS, ORACLE_REWARDS)
         for name in ("path", "scores", "tokenizer", "chat_template")
         if need not in needs and config[need].get(name)
     ]

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from nemo_tvkd.data.noise import record
 from nemo_tvkd.data.template import NAMED
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS, TEACHER_VALUE
+from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
 from nemo_tvkd.models.hf import newest_complete
-from nemo_tvkd.needs import teacher_value
+from nemo_tvkd.needs import option, provides, teacher_value
 from nemo_tvkd.prepare import Prepared, prepare_training
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
@@ -59,10 +60,10 @@ def train_rank(config: Any, prepared: Prepared) -> None:
 def _use_nemo_checkpoints(config: Any, prepared: Prepared) -> None:
     from nemo_tvkd.runtime.checkpoints import as_nemo
 
-    wanted = {f"{need}.path": (checkpoint, "") for need, checkpoint in prepared.frozen.items()}
+    wanted = {option(name, "path"): (checkpoint, "") for name, checkpoint in prepared.frozen.items()}
     found = as_nemo({"student.path": (prepared.student, config.student.tokenizer), **wanted})
     prepared.student = found["student.path"]
-    prepared.frozen = {need: found[f"{need}.path"] for need in prepared.frozen}
+    prepared.frozen = {name: found[option(name, "path")] for name in prepared.frozen}
 
 
 def fit(config: Any, prepared: Prepared) -> None:
@@ -71,7 +72,7 @@ def fit(config: Any, prepared: Prepared) -> None:
     Resumes from the newest complete checkpoint in the output directory when trainer.resume=auto.
     """
     directory = Path(config.trainer.output_dir)
-    resume: Path | None = launch.on_rank_zero(_take, config, directory)  # one view of a shared file system
+    resume: Path | None = launch.on_rank_zero(_take, config, prepared, directory)  # one view of a shared file system
     try:
         _Run(config, prepared, _steps(resume)).fit(resume)
     finally:
@@ -82,7 +83,7 @@ _LOCKS: dict[Path, IO[str]] = {}
 """Open lock files of the runs in this process; closing one releases it."""
 
 
-def _take(config: Any, directory: Path) -> Path | None:
+def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     """Claim the output directory for this run; what it resumes from."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -97,6 +98,9 @@ def _take(config: Any, directory: Path) -> Path | None:
             raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
     _LOCKS[directory] = lock
     _save_config(config, directory)
+    if prepared.flipped:
+        flipped, data = [item.tokens for item in prepared.flipped], config.data
+        record(directory / "label_noise.json", data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
     resume = _resumable(config)
     if resume:
         print(f"resuming {directory} after step {_steps(resume)}", flush=True)
@@ -132,7 +136,8 @@ class _Run:
         from nemo_tvkd.models.policy import Objective
 
         self.config, self.prepared, self.start = config, prepared, start
-        self.objective: Objective = Objective(METHODS[config.algorithm.name], config.algorithm)
+        self.method = METHODS[config.algorithm.name]
+        self.objective: Objective = Objective(self.method, config.algorithm)
         self.lm_head_memory = config.parallel.lm_head_memory_mib * 2**20
 
     def fit(self, resume: Path | None) -> None:
@@ -142,7 +147,8 @@ class _Run:
         scorer = self._online_scorer()
         data = build.data_module(self.config, self.prepared, self.start)
         callbacks = self._callbacks(model, scorer)
-        trainer = build.trainer(self.config, self.prepared, callbacks, data.data_sampler, restore=resume is None)
+        new_head = model.config.reward_head and not self.prepared.student.has_reward_head
+        trainer = build.trainer(self.config, self.prepared, callbacks, data.data_sampler, resume is None, new_head)
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
 
     def _model(self) -> "PolicyModel":
@@ -155,7 +161,10 @@ class _Run:
         dtype = torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32
         # Weights come from a checkpoint, but Megatron marks them as tensor-parallel only where it initialises them,
         # and without the marks its gradient norm leaves out all but the first rank's.
-        architecture = model_config(self.prepared.student.config, "student.path", dtype)
+        reads_tokens = bool(self.method.logps(self.config.algorithm))
+        architecture = model_config(self.prepared.student.config, "student.path", dtype, lm_head=reads_tokens)
+        architecture.reward_head = self.method.reward_head(self.config.algorithm)
+        architecture.reward_head_seed = self.config.trainer.seed
         architecture.lm_head_memory = self.lm_head_memory
         if self.config.trainer.recompute:
             architecture.recompute_granularity = "full"
@@ -166,17 +175,19 @@ class _Run:
 
     def _online_scorer(self) -> Any:
         from nemo_tvkd.models.frozen import Statistics, load_frozen
-        from nemo_tvkd.models.online import OnlineScorer, logprob_statistics, value_statistics
+        from nemo_tvkd.models.online import OnlineScorer, logprob_statistics, reward_statistics, value_statistics
 
         models = []
-        for need, checkpoint in self.prepared.frozen.items():
-            module = load_frozen(checkpoint, f"{need}.path", self.config.trainer.precision, self.lm_head_memory)
-            statistics: Statistics = logprob_statistics
+        for name, checkpoint in self.prepared.frozen.items():
+            need, precision = provides(name), self.config.trainer.precision
+            judges = need == ORACLE_REWARDS
+            module = load_frozen(checkpoint, option(name, "path"), precision, self.lm_head_memory, lm_head=not judges)
+            statistics: Statistics = reward_statistics if judges else logprob_statistics
             if need == TEACHER_VALUE:
                 shaping = self.config.algorithm.shaping
                 ends = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
                 statistics = value_statistics(teacher_value(self.config.algorithm), ends)
-            models.append((need, module, statistics))
+            models.append((name, module, statistics))
         return OnlineScorer(models) if models else None
 
     def _callbacks(self, model: "PolicyModel", scorer: Any) -> list[Any]:
@@ -186,14 +197,23 @@ class _Run:
         options, steps = self.config.trainer, self.prepared.max_steps
         directory = Path(options.output_dir)
         log = Recorder(directory, options.log_interval, steps, self.config.logger.tensorboard)
-        context = partial(write_context, model, self.prepared.student)
+        context = partial(write_context, model, self.prepared.student, reward_model=self.method.reward_model)
         save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
-        callbacks = [StepSeed(options.seed), *([scorer] if scorer else []), log, save]
+        chooser = self._chooser(model)
+        callbacks = [StepSeed(options.seed), *(c for c in (scorer, chooser) if c), log, save]
         if self.prepared.validation:
-            callbacks.append(Validator(self._validation(model, scorer), log, options.val_interval))
+            callbacks.append(Validator(self._validation(model, scorer, chooser), log, options.val_interval))
         return callbacks
 
-    def _validation(self, model: "PolicyModel", scorer: Any) -> Callable[[], dict[str, float]]:
+    def _chooser(self, model: "PolicyModel") -> Any:
+        """Of several oracles, what chooses one for each step (algorithm.ensemble=min)."""
+        if self.method.errors is None or self.config.algorithm.ensemble != "min":
+            return None
+        from nemo_tvkd.models.ensemble import LeastLoss
+
+        return LeastLoss(model, self.objective)
+
+    def _validation(self, model: "PolicyModel", scorer: Any, chooser: Any) -> Callable[[], dict[str, float]]:
         from megatron.core import parallel_state
 
         from nemo_tvkd.data.batch import micro_batches
@@ -210,7 +230,8 @@ class _Run:
         def validate() -> dict[str, float]:
             if scorer and not scored:  # frozen models do not change: their numbers are computed once
                 scored.extend(scorer.score(batches))
-            results = pipeline_forward(model.module, scored or batches, self.objective)
+            chosen = chooser.choose(scored or batches) if chooser else scored or batches
+            results = pipeline_forward(model.module, chosen, self.objective)
             return self.objective.means(evaluate_sums(self.objective, results))
 
         return validate

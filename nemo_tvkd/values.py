@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses.drdo import CONTRASTS, LOGPROBS, STUDENT_REWARDS
+from nemo_tvkd.losses.edpo import ENSEMBLES
 from nemo_tvkd.losses.tvkd import FORMS, TERMINALS
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, VALUE_KINDS, Statistic
 from nemo_tvkd.scores.identity import STORAGE
@@ -18,6 +20,12 @@ CHOICES: dict[str, Sequence[str]] = {
     "data.on_bad_row": ("error", "skip"),
     "teacher.mode": ("online", "cached"),
     "reference.mode": ("online", "cached"),
+    "oracle.mode": ("online", "cached", "columns"),
+    "oracle.normalize": ("none", "zscore"),
+    "algorithm.logprob": LOGPROBS,
+    "algorithm.contrast": CONTRASTS,
+    "algorithm.student_reward": STUDENT_REWARDS,
+    "algorithm.ensemble": ENSEMBLES,
     "algorithm.shaping.value": VALUE_KINDS,
     "algorithm.shaping.form": FORMS,
     "algorithm.shaping.terminal": TERMINALS,
@@ -25,6 +33,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "score.value_storage": STORAGE,
     "score.precision": ("bf16", "fp32"),
     "precision": ("bf16", "fp32"),
+    "kind": ("auto", "causal_lm", "reward_model"),
 }
 POSITIVE = (
     "trainer.global_batch_size",
@@ -61,11 +70,16 @@ NOT_NEGATIVE = (
     "optim.eps",
     "optim.clip_grad",
     "algorithm.alpha",
+    "algorithm.alpha_sft",
+    "algorithm.center_rewards_coefficient",
+    "algorithm.gamma",
     "algorithm.shaping.gamma",
+    "data.label_noise_seed",
 )
 RANGES: dict[str, tuple[float, float]] = {
     "optim.warmup_ratio": (0, 1),
     "algorithm.label_smoothing": (0, 0.5),
+    "data.label_noise": (0, 1),
 }
 """Both ends included."""
 ONE_OR_MORE = ("score.value_kind", "score.temperature", "bench.vocab_sizes", "bench.growth")

@@ -59,7 +59,8 @@ class Variant:
 class FullLogits(Readout):
     """Log-probabilities as Megatron-based tools compute them: logits of all tokens, upcast, cross entropy."""
 
-    def response_logps(self, batch: Batch) -> Tensor:
+    def response_logps(self, batch: Batch, chosen_only: bool = False) -> Tensor:
+        assert self.weight is not None
         if self.sequence_parallel:
             hidden = gather_sequence(self.hidden, self.group)
         else:

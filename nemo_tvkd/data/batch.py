@@ -13,23 +13,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nemo_tvkd.data.noise import flip
+
 if TYPE_CHECKING:
     from nemo_tvkd.data.template import Tokenized
 
 Batch = dict[str, Any]
 """tokens, position_ids [1, T] and labels [T] int64; cu_seqlens [N + 1] int32; lengths (with filler), prompt_lengths,
 response_lengths: host lists of N ints; count: pairs (or examples); teacher_values: N arrays; reference_logps [N];
-teacher: the pairs' OtherReadings, for an online teacher."""
+oracle_rewards [K, N]; margins [B]; readings: the pairs' OtherReadings, by online model."""
 
 
 @dataclass
 class OtherReading:
-    """A pair as a teacher with another tokenizer or chat template reads it."""
+    """A pair as a frozen model with another tokenizer or chat template reads it."""
 
     tokens: "Tokenized"
     states: tuple[np.ndarray, np.ndarray] | None = None
     """int64 [T + 1] for the chosen and the rejected response: for each of the student's states the index of the
-    teacher's; None: the teacher's values are used as they are."""
+    teacher's; None: the model's numbers are used as they are."""
+
+    def flipped(self) -> "OtherReading":
+        return OtherReading(flip(self.tokens), _swap(self.states))
 
     def at_students_states(self, values: Sequence[Any]) -> tuple[Any, Any]:
         """The teacher's values (arrays or tensors, chosen and rejected) at the student's states."""
@@ -48,13 +53,26 @@ class Item:
     """float32 V(s_1..s_{T+1}) (or psi_1..psi_T) of the chosen and the rejected response, nats."""
     reference_logps: tuple[float, float] | None = None
     """log-probabilities of the two responses under the reference policy, nats."""
-    teacher: OtherReading | None = None
-    """For an online teacher that does not read the student's ids."""
+    oracle_rewards: tuple[tuple[float, float], ...] | None = None
+    """rewards of the two responses, of each oracle, reward units."""
+    readings: dict[str, OtherReading] = field(default_factory=dict)
+    """Of online models that do not read the student's ids."""
+
+    def flipped(self) -> "Item":
+        """The pair with its label changed: what was said of a response stays with it."""
+        rewards = self.oracle_rewards and tuple((rejected, chosen) for chosen, rejected in self.oracle_rewards)
+        readings = {name: reading.flipped() for name, reading in self.readings.items()}
+        scores = (_swap(self.teacher_values), _swap(self.reference_logps))
+        return Item(flip(self.tokens), *scores, rewards, readings)
 
     def sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(prompt, response) of the chosen and, for pairs, the rejected response."""
         both = [self.tokens.chosen_ids, self.tokens.rejected_ids]
         return [(self.tokens.prompt_ids, response) for response in both if response is not None]
+
+
+def _swap(both: Any) -> Any:
+    return both and (both[1], both[0])
 
 
 def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
@@ -85,9 +103,18 @@ def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
     if all(item.reference_logps is not None for item in items):
         sides = zip(*(item.reference_logps for item in items if item.reference_logps is not None), strict=True)
         batch["reference_logps"] = torch.tensor([v for side in sides for v in side], dtype=torch.float64)
-    if all(item.teacher is not None for item in items):
-        batch["teacher"] = [item.teacher for item in items]
+    if all(item.oracle_rewards is not None for item in items):
+        batch["oracle_rewards"] = _by_oracle([item.oracle_rewards for item in items if item.oracle_rewards is not None])
+    if all(getattr(item.tokens, "margin", None) is not None for item in items):
+        batch["margins"] = torch.tensor([item.tokens.margin for item in items], dtype=torch.float64)
+    if names := set(items[0].readings):
+        batch["readings"] = {name: [item.readings[name] for item in items] for name in names}
     return batch
+
+
+def _by_oracle(rewards: list[tuple[tuple[float, float], ...]]) -> Tensor:
+    """[K, N] float64, chosen first, from each pair's rewards by each of K oracles."""
+    return torch.cat(torch.tensor(rewards, dtype=torch.float64).permute(1, 2, 0).unbind(1), dim=1)
 
 
 def _row(parts: list[np.ndarray]) -> Tensor:

@@ -49,15 +49,16 @@ def text_of(value: object, name: str) -> str:
     return value
 
 
-def number_of(value: object, name: str) -> float:
+def number_of(value: object, name: str, why: str = "") -> float:
+    """A finite number; `why` ends what is said of any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        bad(f"{name} is {kind(value)}: it must be a number")
+        bad(f"{name} is {kind(value)}: it must be a number{why}")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
     if not math.isfinite(number):
-        bad(f"{name} is {number}: it must be a finite number")
+        bad(f"{name} is {number}: it must be a finite number{why}")
     return number
 
 

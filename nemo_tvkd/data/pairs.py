@@ -8,12 +8,12 @@ import gzip
 import json
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.data.records import COLUMNS, Row, parse_record, row_from_record
+from nemo_tvkd.data.records import COLUMNS, REQUIRABLE, Row, parse_record, row_from_record
 from nemo_tvkd.errors import UserError
 
 __all__ = ["ReadReport", "Row", "read_rows", "row_from_record"]
@@ -29,9 +29,19 @@ class ReadReport:
 
 
 def read_rows(
-    paths: Sequence[str], *, need_rejected: bool = True, on_bad_row: str = "error", key: str = "data.train"
+    paths: Sequence[str],
+    *,
+    need_rejected: bool = True,
+    on_bad_row: str = "error",
+    key: str = "data.train",
+    require: Mapping[str, str] = {},
 ) -> tuple[list[Row], ReadReport]:
     """Read every row of `paths` in order; `need_rejected` asks for pairs, else examples are enough.
+
+    Args:
+        require: what each row's columns must hold ("rewards", "margin"), with the setting ("key=value") that asks for
+            it: a row without a finite number there is bad. Rewards that nothing asks for may be absent or null; a
+            margin is then not looked at.
 
     Raises:
         UserError: a path or file that cannot be used (names `key`), the first bad row if `on_bad_row` is "error",
@@ -39,14 +49,16 @@ def read_rows(
     """
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"data.on_bad_row={on_bad_row} is none of error, skip")
+    assert set(require) <= set(REQUIRABLE), f"{require}: none but {REQUIRABLE} can be required"
+    columns = COLUMNS | ({"margin"} & set(require))
     rows: list[Row] = []
     report = ReadReport()
     for path in paths:
         empty = True
-        for source, record in _records(Path(path).expanduser(), key):
+        for source, record in _records(Path(path).expanduser(), key, columns):
             empty = False
             try:
-                row, layout = parse_record(record, source, need_rejected)
+                row, layout = parse_record(record, source, need_rejected, require)
             except UserError as error:
                 if on_bad_row == "error":
                     raise
@@ -65,8 +77,11 @@ def read_rows(
 Numbered = Iterator[tuple[int, object]]
 
 
-def _records(path: Path, key: str) -> Iterator[tuple[str, object]]:
-    """(source, record) of a file or directory; a record that could not be decoded is the UserError itself."""
+def _records(path: Path, key: str, columns: Collection[str]) -> Iterator[tuple[str, object]]:
+    """(source, record) of a file or directory; a record that could not be decoded is the UserError itself.
+
+    Tables are read in `columns` alone: the others need be neither read nor readable.
+    """
     if not path.exists():
         raise UserError(f"{key}: {path} does not exist")
     if path.is_dir() and not _is_saved_dataset(path):
@@ -74,14 +89,14 @@ def _records(path: Path, key: str) -> Iterator[tuple[str, object]]:
         if not files:
             raise UserError(f"{key}: {path} holds none of {', '.join(READERS)} and is no saved dataset")
         for file in files:
-            yield from _records(file, key)
+            yield from _records(file, key, columns)
         return
     reader = _reader(path)
     try:
         if path.is_dir():
-            numbered = _saved_dataset(path, key.rpartition(".")[2])
+            numbered = _saved_dataset(path, columns, key.rpartition(".")[2])
         elif reader:
-            numbered = reader(path)
+            numbered = reader(path, columns)
         else:
             known = ", ".join(READERS)
             raise UserError(f"{key}: {path} has an unknown extension; known are {known} and saved datasets")
@@ -91,11 +106,11 @@ def _records(path: Path, key: str) -> Iterator[tuple[str, object]]:
         raise UserError(f"{key}: {path} cannot be read: {_one_line(error)}") from error
 
 
-def _reader(path: Path) -> Callable[[Path], Numbered] | None:
+def _reader(path: Path) -> Callable[[Path, Collection[str]], Numbered] | None:
     return next((reader for extension, reader in READERS.items() if path.name.endswith(extension)), None)
 
 
-def _json_lines(path: Path) -> Numbered:
+def _json_lines(path: Path, columns: Collection[str]) -> Numbered:
     with gzip.open(path) if path.name.endswith(".gz") else path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -109,22 +124,22 @@ def _json_lines(path: Path) -> Numbered:
                 yield number, UserError(f"{path}:{number}: unreadable JSON: {_one_line(error)}")
 
 
-def _json_list(path: Path) -> Numbered:
+def _json_list(path: Path, columns: Collection[str]) -> Numbered:
     text = path.read_bytes().decode("utf-8-sig")
     if text.lstrip().startswith("["):
         yield from enumerate(json.loads(text), 1)
     else:  # many data sets call their JSON lines ".json"
-        yield from _json_lines(path)
+        yield from _json_lines(path, columns)
 
 
-def _parquet(path: Path) -> Numbered:
+def _parquet(path: Path, columns: Collection[str]) -> Numbered:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = [name for name in names if name in COLUMNS]
+            wanted = [name for name in names if name in columns]
             yield from _table_rows(names, file.metadata.num_rows, file.iter_batches(columns=wanted) if wanted else None)
     except pa.ArrowException as error:
         raise ValueError(_one_line(error)) from error
@@ -136,7 +151,7 @@ def _is_saved_dataset(path: Path) -> bool:
     )
 
 
-def _saved_dataset(path: Path, split: str) -> Numbered:
+def _saved_dataset(path: Path, columns: Collection[str], split: str) -> Numbered:
     import datasets
 
     try:
@@ -150,20 +165,20 @@ def _saved_dataset(path: Path, split: str) -> Numbered:
         name = split if split in splits else splits[0]
         loaded = loaded[name]
     names = loaded.column_names
-    wanted = [name for name in names if name in COLUMNS]
+    wanted = [name for name in names if name in columns]
     # "arrow" undoes a saved set_format, which would hand out tensors
     batches = loaded.select_columns(wanted).with_format("arrow").iter(1000) if wanted else None
     yield from _table_rows(names, len(loaded), batches)
 
 
 def _table_rows(names: list[str], count: int, batches: Iterator[Any] | None) -> Numbered:
-    """Rows of Arrow tables that hold the known columns only: the others need be neither read nor readable."""
+    """Rows of Arrow tables that hold the wanted columns only; of the others only the names are known."""
     rows = (row for batch in batches for row in batch.to_pylist()) if batches else ({} for _ in range(count))
     for number, row in enumerate(rows, 1):
         yield number, dict.fromkeys(names) | row
 
 
-READERS: dict[str, Callable[[Path], Numbered]] = {
+READERS: dict[str, Callable[[Path, Collection[str]], Numbered]] = {
     ".jsonl": _json_lines,
     ".jsonl.gz": _json_lines,
     ".json": _json_list,

@@ -27,6 +27,9 @@ EXAMPLE_NEEDS = (
 )
 _SINGLE = ("id", "input", "messages", "conversations", "chosen", "rejected")
 COLUMNS = {*_SINGLE, *(name for names in (*REWARDS, *EXAMPLES) for name in names)}
+"""Columns that are always looked at; others only on request."""
+REQUIRABLE = ("rewards", "margin")
+"""What a training method may ask of every row's columns."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Row:
     id: str | None = None
     chosen_reward: float | None = None
     rejected_reward: float | None = None
+    margin: float | None = None
+    """By how much the chosen response is better, in reward units; read on request only."""
 
 
 def row_from_record(record: object, source: str, need_rejected: bool) -> Row:
@@ -59,8 +64,8 @@ def row_from_record(record: object, source: str, need_rejected: bool) -> Row:
     return parse_record(record, source, need_rejected)[0]
 
 
-def parse_record(record: object, source: str, need_rejected: bool) -> tuple[Row, str]:
-    """A record as (row, name of its layout)."""
+def parse_record(record: object, source: str, need_rejected: bool, require: Mapping[str, str] = {}) -> tuple[Row, str]:
+    """A record as (row, name of its layout); `require` as in `pairs.read_rows`."""
     if isinstance(record, UserError):
         raise record
     try:
@@ -69,7 +74,8 @@ def parse_record(record: object, source: str, need_rejected: bool) -> tuple[Row,
         prompt, responses, columns = _fields(record, need_rejected)
         pair = _normal_form(prompt, columns[0], responses)
         _check(pair, list(responses))
-        rewards = _rewards(record, need_rejected)
+        rewards = _rewards(record, need_rejected, require.get("rewards"))
+        margin = _number(record, "margin", "a margin", require["margin"]) if "margin" in require else None
         name = _id(record)
     except BadRow as error:
         raise UserError(f"{source}: {error}") from None
@@ -85,6 +91,7 @@ def parse_record(record: object, source: str, need_rejected: bool) -> tuple[Row,
         id=name,
         chosen_reward=rewards[0],
         rejected_reward=rewards[1],
+        margin=margin,
     )
     return row, f"{'/'.join(columns)} {pair.layout}"
 
@@ -253,12 +260,26 @@ def _transcript(turns: list[Turn]) -> str:
     return text + ASSISTANT
 
 
-def _rewards(record: Mapping[str, Any], need_rejected: bool) -> tuple[float | None, float | None]:
-    """The first pair of reward columns that is there; a column that is absent gives None."""
-    columns = next((names for names in REWARDS if any(name in record for name in names)), REWARDS[0])
-    chosen = number_of(record[columns[0]], columns[0]) if columns[0] in record else None
-    rejected = number_of(record[columns[1]], columns[1]) if columns[1] in record and need_rejected else None
-    return chosen, rejected
+def _rewards(record: Mapping[str, Any], need_rejected: bool, setting: str | None) -> tuple[float | None, float | None]:
+    """The first pair of reward columns that is there, whatever it holds: rewards of two columns may differ in scale."""
+    columns = next((names for names in REWARDS if any(name in record for name in names)), None)
+    if columns is None:
+        if setting is not None:
+            first, *others = (" and ".join(names) for names in REWARDS)
+            missing = f"missing columns {first} (or {', or '.join(others)})"
+            bad(f"{missing}: {setting} reads rewards from the data; found: {found(record)}")
+        return None, None
+    chosen = _number(record, columns[0], "rewards", setting)
+    return chosen, _number(record, columns[1], "rewards", setting) if need_rejected else None
+
+
+def _number(record: Mapping[str, Any], name: str, what: str, setting: str | None) -> float | None:
+    """A number of a column that `setting` asks for; where nothing does (None), it may be absent or null."""
+    if setting is None:
+        return None if record.get(name) is None else number_of(record[name], name)
+    if name not in record:
+        bad(f"missing column {name}: {setting} reads {what} from the data; found: {found(record)}")
+    return number_of(record[name], name, f"; {setting} reads {what} from the data")
 
 
 def _id(record: Mapping[str, Any]) -> str | None:

@@ -42,6 +42,7 @@ class Tokenized:
     """Whether the prompt or a response was cut."""
     chosen_reward: float | None = None
     rejected_reward: float | None = None
+    margin: float | None = None
     chosen_positions: np.ndarray | None = None
     """int32 [T_w + 1] if asked for: how many characters of the (stripped) text each state s_1..s_{T+1} has read, see
     `align.state_positions`; the state after the end token, which a cut response does not have, is at length + 1."""
@@ -135,6 +136,7 @@ class Template:
             truncated=prompt_cut or cut > 0,
             chosen_reward=row.chosen_reward,
             rejected_reward=row.rejected_reward,
+            margin=row.margin,
             chosen_positions=read[0] if read else None,
             rejected_positions=read[1] if len(read) == 2 else None,
         )

@@ -95,7 +95,9 @@ def pipeline_forward(module: nn.Module, batches: Sequence[Batch], statistics: St
     return results
 
 
-def load_frozen(checkpoint: Checkpoint, key: str, precision: str, lm_head_memory: int = 0) -> MegatronModule:
+def load_frozen(
+    checkpoint: Checkpoint, key: str, precision: str, lm_head_memory: int = 0, lm_head: bool = True
+) -> MegatronModule:
     """This rank's shard of a NeMo checkpoint's model, in evaluation mode and without gradients.
 
     Args:
@@ -103,9 +105,11 @@ def load_frozen(checkpoint: Checkpoint, key: str, precision: str, lm_head_memory
         key: configuration key to name in errors.
         precision: "fp32" or "bf16", the dtype of the parameters.
         lm_head_memory: bytes that logits may take at a time; 0: the device's default.
+        lm_head: False leaves out the output layer of a model that is asked for rewards alone.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    config = model_config(checkpoint.config, key, dtype)
+    config = model_config(checkpoint.config, key, dtype, lm_head and checkpoint.has_lm_head)
+    config.reward_head = checkpoint.has_reward_head
     config.perform_initialization = False
     config.lm_head_memory = lm_head_memory
     config.tensor_model_parallel_size = parallel_state.get_tensor_model_parallel_world_size()

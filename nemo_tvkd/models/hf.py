@@ -15,6 +15,8 @@ from typing import Any
 from nemo_tvkd.errors import UserError
 
 HF_SIDE_DIR = "context/hf"
+REWARD_HEAD_FILE = "reward_head.safetensors"
+"""Beside a Hugging Face causal LM: its reward head, one tensor `weight` [1, H]."""
 PROVENANCE = "nemo_tvkd.json"
 SUPPORTED_TYPES = ("llama", "mistral")
 VOCAB_PADDING = 128
@@ -43,6 +45,26 @@ class Checkpoint:
         except (OSError, ValueError, TypeError, LookupError) as error:
             reason = " ".join(str(error).split()).partition(". ")[0][:200]
             raise UserError(f"{self.hf_dir / 'config.json'} is not a model's config: {reason}") from error
+
+    @property
+    def has_lm_head(self) -> bool:
+        """Whether it says anything about tokens; a reward model need not."""
+        if self.kind == "nemo":
+            return _provenance(self).get("lm_head", True)
+        return not classifies_sequences(self.config)
+
+    @property
+    def has_reward_head(self) -> bool:
+        if self.kind == "nemo":
+            return _provenance(self).get("reward_head", False)
+        return classifies_sequences(self.config) or (self.path / REWARD_HEAD_FILE).is_file()
+
+    @property
+    def is_reward_model(self) -> bool:
+        """Whether it was made to be one, rather than a policy with a reward head."""
+        if self.kind == "nemo":
+            return _provenance(self).get("reward_model", False)
+        return classifies_sequences(self.config)
 
 
 def find_checkpoint(path: str, key: str) -> Checkpoint:
@@ -123,7 +145,27 @@ def newest_complete(directory: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def _provenance(checkpoint: Checkpoint) -> dict[str, str]:
+def classifies_sequences(config: Any) -> bool:
+    """Whether a Hugging Face config is of a sequence-classification model, whose `score` is a reward head."""
+    return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def check_heads(checkpoint: Checkpoint, key: str, *, lm: bool = False, reward: bool = False) -> None:
+    """Whether a checkpoint has the heads that are asked of it.
+
+    Raises:
+        UserError: names `key` and what would have one.
+    """
+    if lm and not checkpoint.has_lm_head:
+        raise UserError(f"{key}: {checkpoint.path} is a reward model without an output layer: give a language model")
+    if reward and not checkpoint.has_reward_head:
+        raise UserError(
+            f"{key}: {checkpoint.path} has no reward head: give a checkpoint that algorithm=reward or algorithm=drdo "
+            "trained, or a Hugging Face sequence-classification model with one label"
+        )
+
+
+def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
     file = checkpoint.path / "context" / PROVENANCE
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -170,6 +212,8 @@ def check_architecture(config: Any, key: str) -> None:
     """
     if config.model_type not in SUPPORTED_TYPES:
         raise UserError(f"{key}: model type {config.model_type!r} is not supported: llama and mistral are")
+    if classifies_sequences(config) and config.num_labels != 1:
+        raise UserError(f"{key}: a classifier with {config.num_labels} labels: a reward model has num_labels=1")
     if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
         raise UserError(f"{key}: attention_bias and mlp_bias are not supported")
     if config.hidden_act != "silu":

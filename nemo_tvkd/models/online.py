@@ -5,17 +5,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nemo_tvkd.data.batch import Batch, Item, OtherReading, collate, next_batch
-from nemo_tvkd.losses import REFERENCE_LOGPS, TEACHER_VALUE
+from nemo_tvkd.losses import ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.models.frozen import Statistics, pipeline_forward
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 
-BATCH_FIELDS = {TEACHER_VALUE: "teacher_values", REFERENCE_LOGPS: "reference_logps"}
+BATCH_FIELDS = {
+    TEACHER_VALUE: "teacher_values",
+    REFERENCE_LOGPS: "reference_logps",
+    ORACLE_REWARDS: "oracle_rewards",
+}
 
 
 def value_statistics(value: Statistic, ends: bool) -> Statistics:
@@ -30,6 +35,11 @@ def value_statistics(value: Statistic, ends: bool) -> Statistics:
 def logprob_statistics(batch: Batch, readout: Readout) -> Tensor:
     """A micro-batch's summed response log-probabilities [N], float64 nats."""
     return readout.response_logps(batch)
+
+
+def reward_statistics(batch: Batch, readout: Readout) -> Tensor:
+    """A micro-batch's rewards [1, N], float64 reward units: of one oracle."""
+    return readout.response_rewards(batch)[None]
 
 
 def _at_students_states(readings: list[OtherReading], values: list[Tensor]) -> list[Tensor]:
@@ -47,7 +57,8 @@ class OnlineScorer(pl.Callback):
     loss is, receives the numbers.
 
     Args:
-        models: (what it provides, module, statistics) of each frozen model.
+        models: (name, module, statistics) of each frozen model. A name is what the model provides; that of a further
+            one goes on with a slash, and its numbers are laid below those of the ones before.
     """
 
     def __init__(self, models: Sequence[tuple[str, MegatronModule, Statistics]]) -> None:
@@ -56,15 +67,21 @@ class OnlineScorer(pl.Callback):
     def score(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches with the models' numbers added (collective over the pipeline)."""
         scored = [dict(batch) for batch in batches]
-        for provides, module, statistics in self.models:
-            readings = [batch.pop("teacher", None) if provides == TEACHER_VALUE else None for batch in scored]
+        readings = [batch.pop("readings", {}) for batch in scored]
+        for name, module, statistics in self.models:
+            provides = name.partition("/")[0]
+            theirs = [read.get(name) for read in readings]
             inputs = [
-                collate([Item(reading.tokens) for reading in theirs]) if theirs else batch
-                for theirs, batch in zip(readings, batches, strict=True)
+                collate([Item(reading.tokens) for reading in reads]) if reads else batch
+                for reads, batch in zip(theirs, batches, strict=True)
             ]
             results = pipeline_forward(module, inputs, statistics)
-            for batch, theirs, result in zip(scored, readings, results, strict=False):
-                batch[BATCH_FIELDS[provides]] = _at_students_states(theirs, result) if theirs else result
+            for batch, reads, result in zip(scored, theirs, results, strict=False):
+                if provides == TEACHER_VALUE and reads:
+                    result = _at_students_states(reads, result)
+                elif provides != name:
+                    result = torch.cat([batch[BATCH_FIELDS[provides]], result])
+                batch[BATCH_FIELDS[provides]] = result
         return scored
 
     def on_megatron_step_start(self, step: Any) -> Any:

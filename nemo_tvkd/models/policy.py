@@ -31,7 +31,8 @@ class Objective:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the metric sums, before the two counts (denominator and tokens)."""
-        return self.method.metrics + tuple(f"{name}_squared" for name in self.method.spread)
+        squares = tuple(f"{name}_squared" for name in self.method.spread)
+        return self.method.metrics + squares + tuple(self.method.correlations)
 
     def no_sums(self) -> Tensor:
         """The metric sums [M + 2] of nothing, float64."""
@@ -47,18 +48,31 @@ class Objective:
             the loss summed over pairs (fp32 scalar); its denominator (int32 scalar); metric sums [M + 2] float64:
             the columns, the denominator, the number of tokens.
         """
-        inputs = LossInputs(logps=readout.response_logps(batch))
+        inputs = self.inputs(batch, readout)
+        losses, found = self.method.loss(inputs, self.config)
+        metrics = {name: value.detach().double() for name, value in found.items()}
+        denominator = sum(batch["response_lengths"]) if self.method.per_token else batch["count"]
+        sums = [metrics[name].sum() for name in self.method.metrics]
+        sums += [metrics[name].square().sum() for name in self.method.spread]
+        sums += [(metrics[one] * metrics[other]).sum() for one, other in self.method.correlations.values()]
+        tail = torch.tensor([denominator, sum(batch["lengths"])], dtype=torch.float64, device=losses.device)
+        total = torch.tensor(denominator, dtype=torch.int, device=losses.device)
+        return losses.sum().float(), total, torch.cat([torch.stack(sums), tail])
+
+    def inputs(self, batch: Batch, readout: Readout) -> LossInputs:
+        """What the method reads of a micro-batch: the policy's own numbers and those of frozen models and the data."""
+        lengths = torch.tensor(batch["response_lengths"], dtype=torch.float64, device=readout.hidden.device)
+        inputs = LossInputs(lengths)
+        if responses := self.method.logps(self.config):
+            inputs.logps = readout.response_logps(batch, chosen_only=responses == "chosen")
+        if self.method.reward_head(self.config):
+            inputs.rewards = readout.response_rewards(batch)
         if "teacher_values" in batch:
             inputs.shaping = self._shaping(batch["teacher_values"])
-        if "reference_logps" in batch:
-            inputs.reference_logps = batch["reference_logps"]
-        losses, metrics = self.method.loss(inputs, self.config)
-        denominator = sum(batch["response_lengths"]) if self.method.per_token else batch["count"]
-        sums = [metrics[name].detach().double().sum() for name in self.method.metrics]
-        sums += [metrics[name].detach().double().square().sum() for name in self.method.spread]
-        tail = torch.tensor([denominator, sum(batch["lengths"])], dtype=torch.float64, device=inputs.logps.device)
-        total = torch.tensor(denominator, dtype=torch.int, device=inputs.logps.device)
-        return losses.sum().float(), total, torch.cat([torch.stack(sums), tail])
+        inputs.reference_logps = batch.get("reference_logps")
+        inputs.oracle_rewards = batch.get("oracle_rewards")
+        inputs.margins = batch.get("margins")
+        return inputs
 
     def _shaping(self, values: list[Tensor]) -> Tensor:
         """[N] Psi of each response, float64."""
@@ -76,6 +90,10 @@ class Objective:
         for name in self.method.spread:
             variance = means.pop(f"{name}_squared") - means[name] ** 2
             means[f"{name}_std"] = max(variance, 0.0) ** 0.5
+        for name, (one, other) in self.method.correlations.items():
+            covariance = means.pop(name) - means[one] * means[other]
+            if scale := means[f"{one}_std"] * means[f"{other}_std"]:  # else there is no correlation to speak of
+                means[name] = max(-1.0, min(1.0, covariance / scale))
         return means
 
 

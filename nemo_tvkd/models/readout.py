@@ -14,8 +14,9 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
 from nemo_tvkd.data.batch import Batch
+from nemo_tvkd.models.reward_head import RewardHead
 from nemo_tvkd.parallel.lm_head import gather_sequence, head_logprobs, head_statistics
-from nemo_tvkd.parallel.sequence import response_states
+from nemo_tvkd.parallel.sequence import response_states, rows_of_sequence, sum_over
 from nemo_tvkd.parallel.vocab import Statistic
 
 
@@ -32,37 +33,45 @@ class Readout:
 
     Attributes:
         hidden: [T, H], or this rank's [T/TP, H] under sequence parallelism.
-        weight: [V/TP, H] of the output layer or the tied embedding.
+        weight: [V/TP, H] of the output layer or the tied embedding; None for a model without.
         vocab_size: real vocabulary.
         group: the tensor-parallel group.
         sequence_parallel: whether `hidden` is a part.
         memory: bytes that logits may take at a time; 0: the device's default.
+        reward_head: None for a model without.
     """
 
     hidden: Tensor
-    weight: Tensor
+    weight: Tensor | None
     vocab_size: int
     group: Any
     sequence_parallel: bool
     memory: int
+    reward_head: RewardHead | None = None
 
     @classmethod
     def of(cls, module: nn.Module, output: Tensor) -> "Readout":
         """Of a last stage's module (wrapped or bare) and its output [1, T (/TP), H]."""
         inner = unwrap_model(module)
         tied = inner.share_embeddings_and_output_weights
+        own = getattr(inner.output_layer, "weight", None)
         return cls(
             hidden=output.squeeze(0),
-            weight=inner.shared_embedding_or_output_weight() if tied else inner.output_layer.weight,
+            weight=inner.shared_embedding_or_output_weight() if tied else own,
             vocab_size=inner.config.real_vocab_size,
             group=parallel_state.get_tensor_model_parallel_group(),
             sequence_parallel=inner.config.sequence_parallel,
             memory=inner.config.lm_head_memory,
+            reward_head=getattr(inner, "reward_head", None),
         )
 
-    def response_logps(self, batch: Batch) -> Tensor:
-        """[N] float64 summed response log-probabilities (nats); differentiable, and summed in a fixed order."""
-        hidden, labels, counts = self._at(batch, "actions")
+    def response_logps(self, batch: Batch, chosen_only: bool = False) -> Tensor:
+        """[N] float64 summed response log-probabilities (nats); differentiable, and summed in a fixed order.
+
+        `chosen_only=True`: [B], of the chosen responses.
+        """
+        assert self.weight is not None
+        hidden, labels, counts = self._at(batch, "actions", batch["count"] if chosen_only else None)
         per_token = head_logprobs(
             hidden,
             self.weight,
@@ -81,6 +90,7 @@ class Readout:
 
         `host=True` brings them to the CPU, in one copy a statistic.
         """
+        assert self.weight is not None
         hidden, labels, counts = self._at(batch, states)
         found = head_statistics(
             hidden,
@@ -93,9 +103,25 @@ class Readout:
         )
         return {s: list((flat.cpu() if host else flat).split(counts)) for s, flat in found.items()}
 
-    def _at(self, batch: Batch, states: str) -> tuple[Tensor, Tensor, list[int]]:
-        """Hidden states [R, H] and labels [R] at the responses' states, and how many belong to each sequence."""
+    def response_rewards(self, batch: Batch) -> Tensor:
+        """[N] float64 (computed in fp32) rewards, read at each response's last token; differentiable (reward units).
+
+        Under sequence parallelism each rank reads its own tokens, and only rewards cross ranks.
+        """
+        assert self.reward_head is not None
         spans = (batch["lengths"], batch["prompt_lengths"], batch["response_lengths"])
+        index = response_states(*spans, "last")[0].to(self.hidden.device, non_blocking=True)
+        if not self.sequence_parallel:
+            return self.reward_head(self.hidden.index_select(0, index)).double()
+        hidden, own = rows_of_sequence(self.hidden, index, self.group)
+        return sum_over(torch.where(own, self.reward_head(hidden).double(), 0.0), self.group)
+
+    def _at(self, batch: Batch, states: str, first: int | None = None) -> tuple[Tensor, Tensor, list[int]]:
+        """Hidden states [R, H] and labels [R] at the responses' states, and how many belong to each sequence.
+
+        `first`: of that many sequences only.
+        """
+        spans = (batch["lengths"], batch["prompt_lengths"][:first], batch["response_lengths"][:first])
         index, counts = response_states(*spans, states)
         index = index.to(self.hidden.device, non_blocking=True)
         hidden = gather_sequence(self.hidden, self.group) if self.sequence_parallel else self.hidden

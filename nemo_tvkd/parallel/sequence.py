@@ -11,8 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-STATES = ("actions", "all", "ends")
-"""Of a response of T tokens: s_1..s_T, which predict its tokens; s_1..s_{T+1}; s_1 and s_{T+1} alone."""
+STATES = ("actions", "all", "ends", "last")
+"""Of a response of T tokens: s_1..s_T, which predict its tokens; s_1..s_{T+1}; s_1 and s_{T+1} alone; s_{T+1} alone."""
 
 
 def response_states(
@@ -28,11 +28,44 @@ def response_states(
     start = 0
     for length, prompt, response in zip(lengths, prompt_lengths, response_lengths, strict=False):
         first, last = start + prompt - 1, start + prompt - 1 + response
-        found = [first, last] if states == "ends" else range(first, last + (states == "all"))
+        some = {"ends": [first, last], "last": [last]}
+        found = some[states] if states in some else range(first, last + (states == "all"))
         positions += found
         counts.append(len(found))
         start += length
     return torch.tensor(positions, dtype=torch.int64), counts
+
+
+def rows_of_sequence(hidden: Tensor, index: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Sequence parallelism: what a rank holds of rows [R] of the whole row, without moving hidden states.
+
+    Args:
+        hidden: [T/TP, H], this rank's tokens.
+        index: [R] int64 positions in the whole row.
+
+    Returns:
+        [R, H], where a row of another rank's is some row of this one, and [R] bool, which ones are its own.
+    """
+    local = index - dist.get_rank(group) * hidden.size(0)
+    own = (local >= 0) & (local < hidden.size(0))
+    return hidden.index_select(0, local.clamp(0, hidden.size(0) - 1)), own
+
+
+def sum_over(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum of the ranks' tensors; backward, each rank keeps its part's gradient (the loss is the same on all)."""
+    return _SumOver.apply(values, group)
+
+
+class _SumOver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, values, group):  # type: ignore[no-untyped-def]
+        total = values.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad, None
 
 
 def all_reduce_sums(sums: Tensor, group: dist.ProcessGroup | None) -> Tensor:

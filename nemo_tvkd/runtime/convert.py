@@ -1,12 +1,14 @@
 """`nemo-tvkd import-hf` and `nemo-tvkd export-hf`."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
+from nemo_tvkd.runtime.reward_models import export_kind, pad_token_warning
 from nemo_tvkd.values import check_writable
 
 
@@ -24,6 +26,7 @@ def import_main(config: Any) -> int:
     from nemo_tvkd.runtime.checkpoints import import_hf
 
     import_hf(source, output, config.tokenizer)
+    _warn(pad_token_warning(source))
     print(f"{output}: NeMo checkpoint of {config.source}")
     return 0
 
@@ -34,13 +37,20 @@ def export_main(config: Any) -> int:
     checkpoint = find_checkpoint(config.checkpoint, "checkpoint")
     if checkpoint.kind != "nemo":
         raise UserError(f"checkpoint: {config.checkpoint} is a Hugging Face directory already")
+    kind = export_kind(checkpoint, config.kind)
     output = _new(config.output)
     _join_alone()
     from nemo_tvkd.runtime.checkpoints import export_hf
 
-    export_hf(checkpoint, output)
-    print(f"{output}: Hugging Face checkpoint of {checkpoint.path}")
+    _warn(export_hf(checkpoint, output, kind))
+    made = "reward model" if kind == "reward_model" else "checkpoint"
+    print(f"{output}: Hugging Face {made} of {checkpoint.path}")
     return 0
+
+
+def _warn(line: str) -> None:
+    if line:
+        print(line, file=sys.stderr, flush=True)
 
 
 def _hide_gpus() -> None:

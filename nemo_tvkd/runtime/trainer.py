@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from nemo_tvkd.data.batch import EpochStream, collate
+from nemo_tvkd.models.reward_head import RewardHead
 from nemo_tvkd.runtime import cpu
 from nemo_tvkd.runtime.exits import rank_variables
 
@@ -54,9 +55,21 @@ class JoinedStrategy(nl.MegatronStrategy):
     Frozen models share these groups, so they must not be torn down and made again.
     """
 
+    new_head = False
+    """Whether the checkpoint that a fresh run starts from has no reward head, but the policy has."""
+
     def setup_distributed(self) -> None:
         self.set_world_ranks()
         self.data_sampler.setup(dist.get_rank())
+
+    def selective_restore(self) -> None:
+        """The weights that a fresh run starts from."""
+        heads = [m for m in self.megatron_parallel.modules() if isinstance(m, RewardHead) and self.new_head]
+        for head in heads:
+            head.stored = False
+        super().selective_restore()
+        for head in heads:
+            head.stored = True
 
 
 def has_fused_adam() -> bool:
@@ -166,12 +179,18 @@ def _bf16() -> nl.MegatronMixedPrecision:
 
 
 def trainer(
-    config: Any, prepared: Any, callbacks: list[Any], sampler: MegatronDataSampler, restore: bool
+    config: Any,
+    prepared: Any,
+    callbacks: list[Any],
+    sampler: MegatronDataSampler,
+    restore: bool,
+    new_head: bool = False,
 ) -> nl.Trainer:
     """The Lightning trainer.
 
     Args:
         restore: load the student's weights (a fresh run); a resumed one loads its checkpoint.
+        new_head: whether these lack the policy's reward head.
     """
     parallel, bf16 = config.parallel, config.trainer.precision == "bf16"
     dtype = torch.bfloat16 if bf16 else torch.float32
@@ -216,4 +235,5 @@ def trainer(
     )
     # NeMo's trainer copies its arguments deeply; callbacks hold frozen models and process groups, so they come later.
     result.callbacks.extend(callbacks)
+    result.strategy.new_head = new_head
     return result

@@ -1,4 +1,4 @@
-"""`nemo-tvkd score`: a frozen model's values and log-probabilities of all pairs, written to a score store."""
+"""`nemo-tvkd score`: a frozen model's values, log-probabilities and rewards of all pairs, written to a score store."""
 
 import math
 import time
@@ -12,14 +12,21 @@ from nemo_tvkd.data.batch import Batch, Item, collate
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, weights_fingerprint
+from nemo_tvkd.models.hf import (
+    Checkpoint,
+    check_architecture,
+    check_heads,
+    check_layout,
+    find_checkpoint,
+    weights_fingerprint,
+)
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, LOGPROB
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
 from nemo_tvkd.values import check_values, path_list, wanted_values
 
-SCORABLE = ("value", "logprob")
+SCORABLE = ("value", "logprob", "reward")
 BATCHES_PER_PASS = 16
 """Micro-batches per trip through the pipeline schedule: enough to fill it, few enough to report progress."""
 _print = partial(print, flush=True)
@@ -55,6 +62,7 @@ def prepare_scoring(config: Any) -> ScoringJob:
         raise UserError("score.output is not set: give the directory of the score store to write")
     checkpoint = find_checkpoint(options.model, "score.model")
     check_architecture(checkpoint.config, "score.model")
+    check_heads(checkpoint, "score.model", lm=_reads_tokens(options.what), reward="reward" in options.what)
     layout = (config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
     check_layout(checkpoint.config, "score.model", *layout)
     ranks = launch.world_size(config.parallel)
@@ -79,6 +87,10 @@ def check_what(wanted: Sequence[str]) -> None:
             raise UserError(f"score.what={what} is none of {', '.join(SCORABLE)}")
     if not wanted:
         raise UserError(f"score.what is empty: choose from {', '.join(SCORABLE)}")
+
+
+def _reads_tokens(what: Sequence[str]) -> bool:
+    return bool({"value", "logprob"} & set(what))
 
 
 def writer_of(options: Any, job: ScoringJob) -> StoreWriter:
@@ -125,7 +137,10 @@ def score(config: Any, job: ScoringJob, checkpoint: Checkpoint) -> None:
     writer = writer_of(options, job)
     missing: list[int] = launch.on_rank_zero(missing_parts, writer)
     memory = config.parallel.lm_head_memory_mib * 2**20
-    module = load_frozen(checkpoint, "score.model", options.precision, memory) if missing else None
+    module = None
+    if missing:
+        lm_head = _reads_tokens(job.identity.what)
+        module = load_frozen(checkpoint, "score.model", options.precision, memory, lm_head=lm_head)
     fill(options, job, writer, module, missing)
     if dist.get_rank() == 0:
         size = sum(file.stat().st_size for file in Path(options.output).iterdir())
@@ -232,8 +247,10 @@ def _statistics(identity: Identity) -> Callable[[Batch, Any], dict[str, list[Any
     wanted = {**values, **({"logprob": LOGPROB} if "logprob" in identity.what else {})}
 
     def statistics(batch: Batch, readout: Any) -> dict[str, list[Any]]:
-        found = readout.statistics(batch, list(set(wanted.values())), states, host=True)
+        found = readout.statistics(batch, list(set(wanted.values())), states, host=True) if wanted else {}
         results: dict[str, list[Any]] = {}
+        if "reward" in identity.what:
+            results["reward"] = readout.response_rewards(batch).tolist()
         for stem, statistic in wanted.items():
             parts = found[statistic]
             if states == "all" and stem in of_actions:

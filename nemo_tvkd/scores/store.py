@@ -280,6 +280,11 @@ class ScoreStore:
                 f"first {sources[missing[0]]}; it was made from other data or lengths: score this data"
             )
 
+    def numbers(self, stem: str) -> list[float]:
+        """A score that is one number a response, of all pairs: the chosen responses', then the rejected ones'."""
+        columns = [table.column(f"{side}_{stem}") for side in SIDES for table in self._tables]
+        return [number for column in columns for number in column.to_pylist()]
+
     def get(self, pair_id: str) -> PairScores:
         """The scores of a pair: values as new float32 arrays. KeyError where `check_covers` would have complained."""
         part, row = divmod(self._row[pair_id], self._part_size)

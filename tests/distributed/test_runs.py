@@ -121,7 +121,7 @@ def test_cached_equals_online(pool: RankPool, models: Any, five_steps: list, tmp
     store = ScoreStore.open(tmp_path / "store")
     rows = [i.tokens for i in items]
     stores = {"teacher": (store, "value"), "reference": (store, "logprob")}
-    cached = Needs(None, True, stores=stores).join(rows, rows)
+    cached = Needs(None, True, stores=stores).join(rows)
     both = {"teacher": models.paths["teacher"], "reference": models.paths["teacher"]}
     options = ["algorithm.use_reference=true"]
     layout = Layout(tp=2, pp=2)

@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_tvkd import config as module
+from nemo_tvkd import algorithms
+from nemo_tvkd import config as commands
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.compose import TRAINING, compose
 from nemo_tvkd.config import ALGORITHMS, COMMANDS, package_folder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 
+MODULES = (commands, algorithms)
 SELF_EVIDENT = {
-    *("TvkdConfig.name", "DpoConfig.name", "SftConfig.name"),
+    *("TvkdConfig.name", "DpoConfig.name", "SftConfig.name", "RewardConfig.name", "DrdoConfig.name", "EdpoConfig.name"),
+    *("DrdoConfig.alpha", "EdpoConfig.beta"),
     *("TvkdConfig.beta", "TvkdConfig.alpha", "ShapingConfig.gamma"),  # the symbols of the equations
     *("DpoConfig.beta", "DpoConfig.label_smoothing"),
     *("ParallelConfig.tensor_model_parallel_size", "ParallelConfig.pipeline_model_parallel_size"),
@@ -70,9 +73,8 @@ def test_yaml_holds_no_defaults() -> None:
 
 
 def test_every_key_is_documented_or_self_evident() -> None:
-    tree = ast.parse(inspect.getsource(module))
     undocumented = set()
-    for node in tree.body:
+    for node in (node for module in MODULES for node in ast.parse(inspect.getsource(module)).body):
         if not isinstance(node, ast.ClassDef):
             continue
         for field, following in zip(node.body, [*node.body[1:], None], strict=True):
@@ -87,7 +89,8 @@ def test_every_key_is_documented_or_self_evident() -> None:
 
 
 def test_every_dataclass_is_used() -> None:
-    defined = {name for name, value in vars(module).items() if dataclasses.is_dataclass(value)}
+    everything = [entry for module in MODULES for entry in vars(module).items()]
+    defined = {name for name, value in everything if dataclasses.is_dataclass(value)}
     used: set[str] = set()
 
     def visit(kind: type) -> None:
@@ -229,7 +232,7 @@ def test_from_with_overrides(tmp_path: Path) -> None:
 
 def test_a_saved_key_that_is_unknown_is_named(tmp_path: Path) -> None:
     file = saved(compose("train", []), tmp_path)
-    file.write_text(file.read_text().replace("seed:", "sed:"))
+    file.write_text(file.read_text().replace(" seed:", " sed:"))
     with pytest.raises(UserError, match=r"^unknown key trainer\.sed; did you mean trainer\.seed\?$"):
         compose("train", [], file)
 

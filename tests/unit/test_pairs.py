@@ -44,14 +44,14 @@ def test_parquet_messages_and_bad_row(tmp_path: Path) -> None:
     records = [
         {"chosen": [ASK, RIGHT], "rejected": [ASK, WRONG], "score_chosen": 1.0},
         {"chosen": [ASK, RIGHT], "rejected": [ASK, RIGHT], "score_chosen": 2.0},
-        {"chosen": [ASK, RIGHT], "rejected": [ASK, WRONG], "score_chosen": None},
+        {"chosen": [ASK, RIGHT], "rejected": [ASK, WRONG], "score_chosen": float("nan")},
     ]
     pq.write_table(pa.Table.from_pylist(records), path)
     rows, report = read_rows([str(path)], on_bad_row="skip")
     assert (rows[0].messages, rows[0].chosen, rows[0].chosen_reward) == ((ASK,), "Four.", 1.0)
     assert report.bad == [
         f"{path}:2: chosen and rejected are identical: 'Four.'",
-        f"{path}:3: score_chosen is null: it must be a number",
+        f"{path}:3: score_chosen is nan: it must be a finite number",
     ]
 
 

@@ -100,7 +100,7 @@ BAD: list[tuple[Any, str]] = [
         {"prompt": "Three?", "chosen": [ASK, RIGHT], "rejected": [ASK, WRONG]},
         "chosen is a whole conversation, but not one that starts with the turns of prompt",
     ),
-    ({**PAIR, "chosen_reward": None}, "chosen_reward is null: it must be a number"),
+    ({**PAIR, "chosen_reward": [1]}, "chosen_reward is a list: it must be a number"),
     (
         {**PAIR, "chosen_reward": 1, "rejected_reward": float("nan")},
         "rejected_reward is nan: it must be a finite number",

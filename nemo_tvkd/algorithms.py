@@ -1,0 +1,97 @@
+"""Configuration of the methods: one dataclass each, with the symbols of their papers."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class ShapingConfig:
+    """TVKD's shaping term (gamma lives here only)."""
+
+    value: str = "soft_value"
+    """soft_value | max | margin | expectation (of the state), logit | logprob (of the action)."""
+    form: str = "potential_difference"
+    """potential_difference (the paper) | next_value (the released code)."""
+    terminal: str = "bootstrap"
+    """V after the last response token: the teacher's (bootstrap) or 0 (zero)."""
+    gamma: float = 1.0
+    temperature: float | None = None
+    """tau of the soft value; algorithm.beta when null (Lemma 1)."""
+
+
+@dataclass
+class TvkdConfig:
+    """Kwon et al. 2025, arXiv 2509.16965."""
+
+    name: str = "tvkd"
+    beta: float = 0.01
+    alpha: float = 0.7
+    use_reference: bool = False
+    """Add DPO's reference term; the paper has none."""
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+
+
+@dataclass
+class DpoConfig:
+    """Rafailov et al. 2023, arXiv 2305.18290."""
+
+    name: str = "dpo"
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+
+@dataclass
+class SftConfig:
+    """Supervised fine-tuning on responses."""
+
+    name: str = "sft"
+
+
+@dataclass
+class RewardConfig:
+    """The oracle of DRDO: Nath et al. 2024, arXiv 2410.08458, Eq. 6."""
+
+    name: str = "reward"
+    alpha_sft: float = 0.01
+    """Weight of the language-modelling term on the chosen response; 0: a model without an output layer."""
+    center_rewards_coefficient: float = 0.0
+    """Weight of (r_w + r_l)^2, which keeps rewards near 0 (arXiv 2312.09244)."""
+    use_margin: bool = False
+    """Subtract the data's column `margin` from the reward difference (arXiv 2307.09288)."""
+
+
+@dataclass
+class DrdoConfig:
+    """Nath et al. 2024, arXiv 2410.08458, Eq. 7."""
+
+    name: str = "drdo"
+    alpha: float = 0.1
+    gamma: float = 2.0
+    """Exponent of the focal weight (1 - p_w)^gamma."""
+    beta: float = 0.1
+    """Of student_reward=implicit."""
+    logprob: str = "sum"
+    """sum (the definition) | mean (per token): what the focal term calls log pi."""
+    contrast: str = "ratio"
+    """ratio (log pi_w - log(1 - pi_l), as printed) | product (log pi_w + log(1 - pi_l))."""
+    student_reward: str = "head"
+    """head | implicit (beta log pi)."""
+
+
+@dataclass
+class EdpoConfig:
+    """Fisch et al. 2024, arXiv 2405.19316."""
+
+    name: str = "edpo"
+    beta: float = 0.1
+    ensemble: str = "mean"
+    """mean (of the oracles' reward differences) | min (the oracle with the least loss over the global batch)."""
+
+
+ALGORITHMS: dict[str, type] = {
+    "tvkd": TvkdConfig,
+    "dpo": DpoConfig,
+    "sft": SftConfig,
+    "reward": RewardConfig,
+    "drdo": DrdoConfig,
+    "edpo": EdpoConfig,
+}

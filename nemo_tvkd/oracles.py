@@ -1,0 +1,85 @@
+"""Where the oracle's rewards come from: models in the job, score stores or the data's columns; and their scale."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from nemo_tvkd.data.batch import Item
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses import ORACLE_REWARDS
+from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader
+from nemo_tvkd.values import as_list
+
+
+def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
+    """Add the oracles of a configuration to what was `found`.
+
+    Raises:
+        UserError: anything about them that a user can get wrong.
+    """
+    section = config.oracle
+    paths, scores = ([entry for entry in as_list(section[name]) if entry] for name in ("path", "scores"))
+    if section.mode == "columns":
+        if paths or scores:
+            name = "path" if paths else "scores"
+            raise UserError(f"oracle.{name} is set but oracle.mode=columns reads the data's: choose online or cached")
+        found.columns = True
+        found.require["rewards"] = "oracle.mode=columns"
+        return
+    if section.mode == "online" and section.normalize == "zscore":
+        raise UserError(
+            "oracle.normalize=zscore needs the spread of all rewards before the first step, and oracle.mode=online "
+            "has them after the last: score the pairs, then use oracle.mode=cached"
+        )
+    count = len(scores if section.mode == "cached" else paths)
+    if section.mode == "cached" and paths and len(paths) != count:
+        raise UserError(f"oracle.path has {len(paths)} models and oracle.scores {count} stores: give one for each")
+    if section.mode == "online" and scores and not paths:
+        raise UserError("oracle.scores is set but oracle.mode=online would not read it: set oracle.mode=cached")
+    if count > 1 and config.algorithm.name != "edpo":
+        key = "scores" if section.mode == "cached" else "path"
+        raise UserError(f"oracle.{key}: algorithm={config.algorithm.name} takes one oracle, algorithm=edpo several")
+    for index in range(max(count, 1)):  # none at all is told by the one that is not there
+        name = f"{ORACLE_REWARDS}/{index}" if index else ORACLE_REWARDS
+        path, store = (entries[index] if index < len(entries) else "" for entries in (paths, scores))
+        if set_reader(config, found, name, path):
+            template = found.readers[name].template.name
+            say(f"{option(name, 'path')} reads pairs its own way (template {template})")
+        resolve(config, found, name, path, store)
+
+
+def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Sequence[Item], say: Say) -> None:
+    """Divide each oracle's rewards by their standard deviation (oracle.normalize=zscore), in place.
+
+    It is that of all responses in the score store, or of the training pairs' columns. The mean is left where it is:
+    only differences of rewards are used.
+
+    Raises:
+        UserError: rewards that do not differ.
+    """
+    spreads = []
+    for name, source in _sources(needs, train):
+        spread = _standard_deviation(source)
+        key = "data.train: the columns chosen_reward and rejected_reward" if needs.columns else option(name, "scores")
+        if min(source) == max(source):
+            raise UserError(f"{key}: all {len(source)} rewards are {source[0]}: oracle.normalize=zscore divides by 0")
+        say(f"oracle.normalize=zscore: rewards of {name} are divided by their standard deviation {spread:.6g}")
+        spreads.append(spread)
+    for item in (*train, *validation):
+        assert item.oracle_rewards is not None
+        both = zip(item.oracle_rewards, spreads, strict=True)
+        item.oracle_rewards = tuple((chosen / spread, rejected / spread) for (chosen, rejected), spread in both)
+
+
+def _sources(needs: Needs, train: Sequence[Item]) -> list[tuple[str, list[float]]]:
+    """Each oracle's name and the rewards whose spread counts."""
+    if needs.columns:
+        pairs = [item.oracle_rewards[0] for item in train if item.oracle_rewards]
+        return [(ORACLE_REWARDS, [reward for pair in pairs for reward in pair])]
+    stores = {name: store for name, (store, stem) in needs.stores.items() if stem == "reward"}
+    return [(name, store.numbers("reward")) for name, store in stores.items()]
+
+
+def _standard_deviation(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
