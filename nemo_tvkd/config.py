@@ -40,19 +40,23 @@ class TeacherConfig(FrozenConfig):
 
 
 @dataclass
-class OracleConfig:
-    """A model with a reward head, or several of them (for edpo): then `path` or `scores` is a list."""
+class RewardSource:
+    """A model with a reward head, or what it said."""
 
     path: Any = ""
-    """As student.path; a Hugging Face sequence-classification model with one label, too."""
-    mode: str = "online"
-    """online (in this job) | cached (from a score store) | columns (the data's chosen_reward and rejected_reward)."""
+    """As student.path; a Hugging Face sequence-classification model with one label, too. For edpo a list of several."""
     scores: Any = ""
-    """The score store, for mode=cached."""
+    """Score store, with oracle.mode=cached; for edpo a list of several."""
     tokenizer: str = ""
     """As teacher.tokenizer."""
     chat_template: str = ""
     """As teacher.chat_template."""
+
+
+@dataclass
+class OracleConfig(RewardSource):
+    mode: str = "online"
+    """online (in this job) | cached (from a score store) | columns (the data's chosen_reward and rejected_reward)."""
     normalize: str = "none"
     """none | zscore (rewards over their standard deviation in the score store, or in the training data's columns)."""
 
@@ -195,6 +199,10 @@ class EvaluateConfig:
     reference: str = ""
     """Checkpoint whose log-probabilities rewards are measured against; none: reward = beta log pi."""
     beta: float = 0.1
+    oracle: RewardSource = field(default_factory=RewardSource)
+    """Whose |reward difference| is a preference's strength: a model, a score store, or else the data's columns."""
+    strength_bins: int = 4
+    """Parts of equal size that pairs are reported in, by the strength of their preference."""
     output: str = ""
     """JSON file to write; the table is printed either way."""
     micro_batch_size: int = 8

@@ -12,7 +12,7 @@ from nemo_tvkd.values import as_list
 
 
 def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
-    """Add the oracles of a configuration to what was `found`.
+    """Add the oracles of a configuration to what was `found`; only algorithm=edpo may have several.
 
     Raises:
         UserError: anything about them that a user can get wrong.
@@ -26,7 +26,7 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
         found.columns = True
         found.require["rewards"] = "oracle.mode=columns"
         return
-    if section.mode == "online" and section.normalize == "zscore":
+    if section.mode == "online" and section.get("normalize") == "zscore":
         raise UserError(
             "oracle.normalize=zscore needs the spread of all rewards before the first step, and oracle.mode=online "
             "has them after the last: score the pairs, then use oracle.mode=cached"
@@ -36,9 +36,9 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
         raise UserError(f"oracle.path has {len(paths)} models and oracle.scores {count} stores: give one for each")
     if section.mode == "online" and scores and not paths:
         raise UserError("oracle.scores is set but oracle.mode=online would not read it: set oracle.mode=cached")
-    if count > 1 and config.algorithm.name != "edpo":
+    if count > 1 and ("algorithm" not in config or config.algorithm.name != "edpo"):
         key = "scores" if section.mode == "cached" else "path"
-        raise UserError(f"oracle.{key}: algorithm={config.algorithm.name} takes one oracle, algorithm=edpo several")
+        raise UserError(f"oracle.{key} names {count} oracles: one is taken here, several by algorithm=edpo alone")
     for index in range(max(count, 1)):  # none at all is told by the one that is not there
         name = f"{ORACLE_REWARDS}/{index}" if index else ORACLE_REWARDS
         path, store = (entries[index] if index < len(entries) else "" for entries in (paths, scores))

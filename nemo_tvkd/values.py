@@ -52,6 +52,7 @@ POSITIVE = (
     "trainer.max_steps",
     "trainer.max_epochs",
     "micro_batch_size",
+    "strength_bins",
     "beta",
     "data.max_prompt_length",
     *(f"bench.{name}" for name in ("repeats", "vocab_sizes", "hidden_size", "pairs", "growth")),

@@ -1,4 +1,4 @@
-"""The evaluation in the rank pool, against the float64 reference; its metrics by hand."""
+"""The evaluation in the rank pool, against the float64 reference."""
 
 import numpy as np
 import pytest
@@ -6,17 +6,16 @@ from rank_pool import Layout, RankPool
 from teacher import DP2, ONE, PAIRS, TOLERANCE, TP2PP2, Teacher
 
 from nemo_tvkd.data.template import Tokenized
-from nemo_tvkd.evaluate import preference_metrics
 from nemo_tvkd.models.hf import find_checkpoint
 
 
 def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[tuple[float, float]]:
     """Task: what `evaluate` measures."""
     from nemo_tvkd.compose import compose
-    from nemo_tvkd.evaluate import pair_logps
+    from nemo_tvkd.evaluate import LOGPS, pair_numbers
 
     config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
-    return pair_logps(config, find_checkpoint(path, "checkpoint"), "checkpoint", rows)
+    return pair_numbers(config, find_checkpoint(path, "checkpoint"), "checkpoint", rows, [LOGPS])[LOGPS]
 
 
 EVALUATIONS = [
@@ -39,31 +38,3 @@ def test_evaluated_logps_are_the_references_on_every_rank(
     assert all(answer == answers[0] for answer in answers)
     assert np.shape(answers[0]) == (count, 2)
     assert np.ravel(answers[0]) == pytest.approx(np.ravel(teacher.logps[:count]), rel=TOLERANCE)
-
-
-def test_preference_metrics_by_hand() -> None:
-    logps = [(-1.0, -3.0), (-4.0, -2.0), (-5.0, -5.0), (-2.0, -8.0)]
-    assert preference_metrics(logps, None, 0.5) == pytest.approx(
-        {
-            "pairs": 4,
-            "rewards/accuracies": 0.5,  # 2 of 4: the tie is not accurate
-            "rewards/margins": 0.5 * (2 - 2 + 0 + 6) / 4,
-            "rewards/chosen": 0.5 * -12 / 4,
-            "rewards/rejected": 0.5 * -18 / 4,
-            "logps/chosen": -3.0,
-            "logps/rejected": -4.5,
-        }
-    )
-    reference = [(-1.0, -2.0), (-5.0, -1.0), (-6.0, -5.0), (-1.0, -9.0)]
-    assert preference_metrics(logps, reference, 0.5) == pytest.approx(
-        {
-            "pairs": 4,
-            # log-ratios: (0, -1), (1, -1), (1, 0), (-1, 1)
-            "rewards/accuracies": 0.75,
-            "rewards/margins": 0.5 * (1 + 2 + 1 - 2) / 4,
-            "rewards/chosen": 0.5 * 1 / 4,
-            "rewards/rejected": 0.5 * -1 / 4,
-            "logps/chosen": -3.0,
-            "logps/rejected": -4.5,
-        }
-    )

@@ -90,13 +90,18 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
 
 
 COMMAND_OF_SECTION = {"score": "score", "bench": "bench"}
-COMMAND_OF_SECTION |= dict.fromkeys(("precision", "micro_batch_size", "beta"), "evaluate")
+COMMAND_OF_SECTION |= dict.fromkeys(("precision", "micro_batch_size", "beta", "strength_bins"), "evaluate")
+COMMAND_OF_SECTION["kind"] = "export-hf"
+METHOD_OF_KEY = {"algorithm.label_smoothing": "dpo", "algorithm.ensemble": "edpo", "algorithm.gamma": "drdo"}
+METHOD_OF_KEY |= dict.fromkeys(("algorithm.logprob", "algorithm.contrast", "algorithm.student_reward"), "drdo")
+METHOD_OF_KEY |= dict.fromkeys(("algorithm.alpha_sft", "algorithm.center_rewards_coefficient"), "reward")
 
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[tuple[str, ...], Any]:
     """The configurations of some commands, so that a hundred values are tried in seconds."""
-    commands = (("train",), ("train", "algorithm=dpo"), ("score",), ("evaluate",), ("bench",))
+    commands = [("train",), ("score",), ("evaluate",), ("bench",), ("export-hf",)]
+    commands += [("train", f"algorithm={name}") for name in set(METHOD_OF_KEY.values())]
     return {command: compose(command[0], list(command[1:])) for command in commands}
 
 
@@ -106,7 +111,7 @@ def refused(defaults: dict[tuple[str, ...], Any], capfd: pytest.CaptureFixture[s
 
     def run(key: str, value: Any) -> str:
         command = COMMAND_OF_SECTION.get(key.split(".")[0], "train")
-        method = ["algorithm=dpo"] if key == "algorithm.label_smoothing" else []
+        method = [f"algorithm={METHOD_OF_KEY[key]}"] if key in METHOD_OF_KEY else []
         config = deepcopy(defaults[(command, *method)])
         OmegaConf.update(config, key, value)
         assert guarded(RUNNERS[command], config) == 2
