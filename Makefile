@@ -1,13 +1,20 @@
-# make demo: the whole pipeline on this machine. make test: all tests. Each installs what it needs, once.
+# make demo: the whole TVKD pipeline on this machine; make demo-drdo: DRDO's. make test: all tests. Each installs what it needs, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-drdo noise test lint clean
 
 demo: $(VENV)/installed-base
 	$(BIN)/python launch/demo.py --output demo_output
+
+demo-drdo: $(VENV)/installed-base
+	$(BIN)/python launch/demo_drdo.py --output demo_output
+
+# DRDO's claim in miniature (about an hour on 2 cores): launch/noise_robustness.py
+noise: $(VENV)/installed-test
+	$(BIN)/python launch/noise_robustness.py
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest
