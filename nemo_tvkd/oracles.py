@@ -8,7 +8,7 @@ from nemo_tvkd.data.batch import Item
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import ORACLE_REWARDS
 from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader
-from nemo_tvkd.values import as_list
+from nemo_tvkd.values import given_paths
 
 
 def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
@@ -18,11 +18,13 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
         UserError: anything about them that a user can get wrong.
     """
     section = config.oracle
-    paths, scores = ([entry for entry in as_list(section[name]) if entry] for name in ("path", "scores"))
+    paths, scores = (given_paths(section[name], f"oracle.{name}") for name in ("path", "scores"))
     if section.mode == "columns":
-        if paths or scores:
-            name = "path" if paths else "scores"
-            raise UserError(f"oracle.{name} is set but oracle.mode=columns reads the data's: choose online or cached")
+        of_models = {"path": paths, "scores": scores} | {name: section[name] for name in ("tokenizer", "chat_template")}
+        if given := [name for name, value in of_models.items() if value]:
+            raise UserError(
+                f"oracle.{given[0]} is set but oracle.mode=columns reads the data's: choose online or cached"
+            )
         found.columns = True
         found.require["rewards"] = "oracle.mode=columns"
         return
@@ -32,7 +34,7 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
             "has them after the last: score the pairs, then use oracle.mode=cached"
         )
     count = len(scores if section.mode == "cached" else paths)
-    if section.mode == "cached" and paths and len(paths) != count:
+    if section.mode == "cached" and count and paths and len(paths) != count:
         raise UserError(f"oracle.path has {len(paths)} models and oracle.scores {count} stores: give one for each")
     if section.mode == "online" and scores and not paths:
         raise UserError("oracle.scores is set but oracle.mode=online would not read it: set oracle.mode=cached")
@@ -59,10 +61,10 @@ def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Se
     """
     spreads = []
     for name, source in _sources(needs, train):
-        spread = _standard_deviation(source)
         key = "data.train: the columns chosen_reward and rejected_reward" if needs.columns else option(name, "scores")
         if min(source) == max(source):
             raise UserError(f"{key}: all {len(source)} rewards are {source[0]}: oracle.normalize=zscore divides by 0")
+        spread = _standard_deviation(source)
         say(f"oracle.normalize=zscore: rewards of {name} are divided by their standard deviation {spread:.6g}")
         spreads.append(spread)
     for item in (*train, *validation):
@@ -81,5 +83,8 @@ def _sources(needs: Needs, train: Sequence[Item]) -> list[tuple[str, list[float]
 
 
 def _standard_deviation(values: Sequence[float]) -> float:
-    mean = math.fsum(values) / len(values)
-    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / len(values))
+    """The population's, of values that are not all 0."""
+    largest = max(map(abs, values))  # squares of what is of its size neither overflow nor vanish
+    mean = math.fsum(value / largest for value in values) / len(values)
+    variance = math.fsum((value / largest - mean) ** 2 for value in values) / len(values)
+    return largest * math.sqrt(variance)

@@ -187,11 +187,18 @@ def check_writable(path: str, key: str) -> None:
 
 def path_list(value: Any, key: str) -> list[str]:
     """`data.train` and `data.validation` as a list of paths."""
-    if value is None or isinstance(value, str):
-        value = [value]
-    elif not isinstance(value, Sequence) or not all(isinstance(path, str | None) for path in value):
-        raise UserError(f"{key}={value} must be a path or a list of paths")
-    paths = [path for path in value if path]
-    if not paths:
+    if not (paths := given_paths(value, key)):
         raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
     return paths
+
+
+def given_paths(value: Any, key: str) -> list[str]:
+    """A key that takes a path or a list of them, as the list of those that are set.
+
+    Raises:
+        UserError: it holds something else; names `key`.
+    """
+    paths = as_list(value)
+    if not all(isinstance(path, str | None) for path in paths):
+        raise UserError(f"{key}={value} must be a path or a list of paths")
+    return [path for path in paths if path]

@@ -4,9 +4,10 @@ Weights go through NeMo's own converters. Everything else of a Hugging Face dire
 template, generation config) is kept verbatim beside them, in `context/hf`, because NeMo's exporters lose parts of it.
 """
 
+import copy
 import hashlib
-import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,19 +17,19 @@ from typing import Any
 import torch
 from filelock import FileLock
 from lightning.fabric.plugins.environments import LightningEnvironment
+from megatron.core.transformer.module import MegatronModule
 from nemo import lightning as nl
 from nemo.collections.llm.gpt.model.llama import HFLlamaExporter, HFLlamaImporter
 from nemo.lightning import io
 from nemo.lightning.ckpt_utils import ckpt_to_context_subdir
 from nemo.lightning.io.state import _ModelState
 
-from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.architecture import CausalLMConfig, model_config
 from nemo_tvkd.models.frozen import load_weights
 from nemo_tvkd.models.hf import (
     HF_SIDE_DIR,
-    PROVENANCE,
+    REWARD_HEAD_FILE,
     Checkpoint,
     find_checkpoint,
     padded_vocab_size,
@@ -36,28 +37,11 @@ from nemo_tvkd.models.hf import (
     weights_fingerprint,
 )
 from nemo_tvkd.models.policy import PolicyModel
+from nemo_tvkd.runtime.hf_weights import own_weights, pad_rows, read_model, write_reward_head
 from nemo_tvkd.runtime.launch import on_rank_zero
+from nemo_tvkd.runtime.reward_models import export_kind, make_reward_model
+from nemo_tvkd.runtime.side_files import copy_side_files, replace_tokenizer, side_fingerprint, write_provenance
 
-WEIGHT_FILES = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.bin",
-    "*.bin.index.json",
-    "*.pt",
-    "*.pth",
-    "*.gguf",
-    "*.msgpack",
-    "*.h5",
-    "*.onnx",
-)
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template*",
-    "vocab.*",
-    "merges.txt",
-)
 FORMAT = 1
 """Of imported checkpoints; raise it when older imports must not be used any more."""
 VOCABULARY_KEYS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -79,6 +63,13 @@ def _conversion_trainer() -> nl.Trainer:
     return nl.Trainer(devices=1, accelerator="cpu", strategy=strategy, **quiet)
 
 
+def _without_output_layer(hf_config: Any) -> Any:
+    """A config by which NeMo's converters look for no output layer: they expect none where it is the embedding."""
+    config = copy.deepcopy(hf_config)
+    config.tie_word_embeddings = True
+    return config
+
+
 @io.model_importer(PolicyModel, "hf")
 class PolicyImporter(HFLlamaImporter):
     """Llama and Mistral checkpoints; both families store the same tensors under the same names."""
@@ -88,23 +79,31 @@ class PolicyImporter(HFLlamaImporter):
 
     @property
     def config(self) -> CausalLMConfig:
-        from transformers import AutoConfig
+        return self._config(find_checkpoint(str(self), "source"))
 
-        return model_config(AutoConfig.from_pretrained(str(self)), "source")
+    @staticmethod
+    def _config(source: Checkpoint, dtype: torch.dtype | None = None) -> CausalLMConfig:
+        config = model_config(source.config, "source", dtype, lm_head=source.has_lm_head)
+        config.reward_head = source.has_reward_head
+        return config
 
     def apply(self, output_path: Path) -> Path:
-        from transformers import AutoModelForCausalLM
-
-        source = AutoModelForCausalLM.from_pretrained(str(self), torch_dtype="auto")
-        target = PolicyModel(model_config(source.config, "source", source.dtype))
+        place = find_checkpoint(str(self), "source")
+        source, reward_head = read_model(place)
+        target = PolicyModel(self._config(place, source.dtype))
         trainer = self.nemo_setup(target, _conversion_trainer())
         state = dict(source.state_dict())
         for name in VOCABULARY_KEYS:
             if name in state:
-                state[name] = _pad_rows(state[name], padded_vocab_size(source.config))
-        self.convert_state(_ModelState(state, source.config), target)
+                state[name] = pad_rows(state[name], padded_vocab_size(source.config))
+        config = source.config if place.has_lm_head else _without_output_layer(source.config)
+        self.convert_state(_ModelState(state, config), target)
+        if reward_head is not None:
+            target.module.reward_head.weight.data.copy_(reward_head)
         self.nemo_save(output_path, trainer)
-        _write_provenance(output_path, {"dtype": str(source.dtype).removeprefix("torch.")})
+        facts: dict[str, str | bool] = {"dtype": str(source.dtype).removeprefix("torch.")}
+        facts |= {"lm_head": place.has_lm_head, "reward_head": place.has_reward_head}
+        write_provenance(output_path, facts | {"reward_model": place.is_reward_model})
         return output_path
 
     def on_import_ckpt(self, model: Any) -> None:
@@ -115,6 +114,8 @@ class PolicyImporter(HFLlamaImporter):
 class PolicyExporter(HFLlamaExporter):
     """The reverse; the target is built from the source's own config.json."""
 
+    lm_head = True
+
     @property
     def config(self) -> Any:
         return find_checkpoint(str(self), "checkpoint").config
@@ -123,32 +124,53 @@ class PolicyExporter(HFLlamaExporter):
         return False
 
     def apply(self, output_path: Path) -> Path:
-        target = self._converted()
-        target.save_pretrained(output_path, state_dict=_own_weights(target))
+        module = self._module()
+        target = self._converted(module)
+        target.save_pretrained(output_path, state_dict=own_weights(target))
+        if module.config.reward_head:
+            write_reward_head(output_path / REWARD_HEAD_FILE, module.reward_head.weight)
         return output_path
 
-    def _converted(self) -> Any:
+    def _converted(self, module: MegatronModule | None = None) -> Any:
         """The Hugging Face model with this checkpoint's weights, in the dtype of the import."""
+        module = module or self._module()
+        return self.convert_state(module, self.init(module.config.params_dtype))
+
+    def _module(self) -> MegatronModule:
         source = find_checkpoint(str(self), "checkpoint")
         dtype = getattr(torch, weights_dtype(source))
-        config = model_config(source.config, "checkpoint", dtype)
+        config = model_config(source.config, "checkpoint", dtype, lm_head=self.lm_head)
+        config.reward_head = source.has_reward_head
         config.perform_initialization = False
         module = config.configure_model(tokenizer=None)
         load_weights(module, source)
-        return self.convert_state(module, self.init(dtype))
+        return module
 
 
-def _own_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict without the output layer where it is the embedding."""
-    state = model.state_dict()
-    if model.config.tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    return state
+class RewardModelExporter(PolicyExporter):
+    """To a sequence-classification model with one label, whose `score` is the reward head."""
 
+    lm_head = False
 
-def _pad_rows(weight: torch.Tensor, rows: int) -> torch.Tensor:
-    padding = weight.new_zeros(rows - weight.size(0), *weight.shape[1:])
-    return torch.cat([weight, padding]) if padding.numel() else weight
+    @property
+    def config(self) -> Any:
+        config = _without_output_layer(super().config)
+        config.num_labels = 1
+        return config
+
+    def init(self, dtype: torch.dtype = torch.bfloat16) -> Any:
+        from transformers import AutoModelForSequenceClassification
+        from transformers.modeling_utils import no_init_weights
+
+        with no_init_weights():
+            return AutoModelForSequenceClassification.from_config(self.config, torch_dtype=dtype)
+
+    def apply(self, output_path: Path) -> Path:
+        module = self._module()
+        target = self._converted(module)
+        target.score.weight.data.copy_(module.reward_head.weight)
+        target.save_pretrained(output_path)
+        return output_path
 
 
 def import_hf(source: Checkpoint, output: Path, tokenizer: str = "") -> None:
@@ -161,18 +183,11 @@ def import_hf(source: Checkpoint, output: Path, tokenizer: str = "") -> None:
     """
     partial = _fresh_partial(output)
     PolicyImporter(str(source.path)).apply(partial)
-    _copy_side_files(source.hf_dir, partial / HF_SIDE_DIR)
+    copy_side_files(source.hf_dir, partial / HF_SIDE_DIR)
     if tokenizer:
-        _replace_tokenizer(tokenizer, partial / HF_SIDE_DIR)
-    _write_provenance(partial, {"source": str(source.path.resolve()), "source_weights": weights_fingerprint(source)})
+        replace_tokenizer(tokenizer, partial / HF_SIDE_DIR)
+    write_provenance(partial, {"source": str(source.path.resolve()), "source_weights": weights_fingerprint(source)})
     partial.rename(output)
-
-
-def _write_provenance(checkpoint: Path, facts: dict[str, str]) -> None:
-    """Add to a NeMo checkpoint's record of where it comes from."""
-    file = checkpoint / "context" / PROVENANCE
-    known = json.loads(file.read_text()) if file.exists() else {}
-    file.write_text(json.dumps(known | facts, indent=1))
 
 
 def _fresh_partial(output: Path) -> Path:
@@ -182,45 +197,41 @@ def _fresh_partial(output: Path) -> Path:
     return partial
 
 
-def _replace_tokenizer(tokenizer: str, folder: Path) -> None:
-    """Another tokenizer instead of the source's, of which no file may stay: a template left over would be applied."""
-    for pattern in TOKENIZER_FILES:
-        for file in folder.glob(pattern):
-            file.unlink()
-    load_tokenizer(tokenizer, "student.tokenizer").save_pretrained(folder)
-
-
-def _copy_side_files(source: Path, target: Path) -> None:
-    """The files of a Hugging Face directory that are no weights."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in _side_files(source):
-        shutil.copy2(file, target / file.name)
-
-
-def _side_files(place: Path) -> list[Path]:
-    files = sorted(f for f in place.iterdir() if f.is_file() and not f.name.startswith("."))
-    return [f for f in files if not any(f.match(pattern) for pattern in WEIGHT_FILES)]
-
-
-def export_hf(source: Checkpoint, output: Path) -> None:
+def export_hf(source: Checkpoint, output: Path, kind: str = "auto") -> str:
     """Convert a NeMo checkpoint made here to a Hugging Face directory. Needs `join` with one rank.
 
-    The config, tokenizer, chat template and generation config are the source's own, byte for byte.
+    The config, tokenizer, chat template and generation config are the source's own, byte for byte; but for what a
+    reward model made of a causal LM needs.
+
+    Args:
+        kind: as `runtime.reward_models.export_kind`.
+
+    Returns:
+        a warning, or "".
     """
+    kind = export_kind(source, kind)
     partial = _fresh_partial(output)
-    PolicyExporter(str(source.path)).apply(partial)
+    exporter = RewardModelExporter if kind == "reward_model" else PolicyExporter
+    exporter(str(source.path)).apply(partial)
     (partial / "generation_config.json").unlink(missing_ok=True)  # transformers makes one up
-    _copy_side_files(source.hf_dir, partial)
+    copy_side_files(source.hf_dir, partial)
+    warning = make_reward_model(partial, str(output)) if kind == "reward_model" else ""
     partial.rename(output)
+    return warning
 
 
-def write_context(model: PolicyModel, student: Checkpoint, folder: Path) -> None:
-    """Write a training checkpoint's context/ (rank 0): NeMo's model description and the student's side files."""
+def write_context(model: PolicyModel, student: Checkpoint, folder: Path, reward_model: bool = False) -> None:
+    """Write a training checkpoint's context/ (rank 0): NeMo's model description and the student's side files.
+
+    Args:
+        reward_model: whether that is what is trained, rather than a policy that may have a reward head.
+    """
     trainer = _conversion_trainer()
     context = io.TrainerContext(model=model, trainer=trainer, extra={})
     context.io_dump(ckpt_to_context_subdir(folder), yaml_attrs=["model"])
-    _copy_side_files(student.hf_dir, folder / HF_SIDE_DIR)
-    _write_provenance(folder, {"dtype": weights_dtype(student)})
+    copy_side_files(student.hf_dir, folder / HF_SIDE_DIR)
+    heads = {"lm_head": bool(model.config.lm_head), "reward_head": bool(model.config.reward_head)}
+    write_provenance(folder, {"dtype": weights_dtype(student), **heads, "reward_model": reward_model})
 
 
 def import_folder() -> Path:
@@ -244,23 +255,20 @@ def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
     if checkpoint.kind == "nemo":
         return checkpoint
     digest = hashlib.sha256(f"{FORMAT} {weights_fingerprint(checkpoint)}".encode())
-    digest.update(_side_fingerprint(checkpoint.hf_dir).encode())
+    if checkpoint.has_reward_head:
+        digest.update(b"reward head")  # older imports have none
+    digest.update(side_fingerprint(checkpoint.hf_dir).encode())
     if tokenizer:
-        digest.update(_side_fingerprint(Path(tokenizer)).encode())
+        digest.update(side_fingerprint(Path(tokenizer)).encode())
     output = import_folder() / f"{checkpoint.path.resolve().name}-{digest.hexdigest()[:12]}"
     output.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{output}.lock"):
         if not output.exists():
-            _import_in_subprocess(checkpoint, output, tokenizer)
+            try:
+                _import_in_subprocess(checkpoint, output, tokenizer)
+            except UserError as error:
+                raise UserError(re.sub("^source: ", f"{key}: ", str(error))) from error
     return find_checkpoint(str(output), key)
-
-
-def _side_fingerprint(place: Path) -> str:
-    """sha256 over what an import keeps beside the weights: config, tokenizer, templates."""
-    digest = hashlib.sha256()
-    for file in [place] if place.is_file() else _side_files(place):
-        digest.update(file.name.encode() + file.read_bytes())
-    return digest.hexdigest()
 
 
 def _import_in_subprocess(checkpoint: Checkpoint, output: Path, tokenizer: str) -> None:
@@ -274,3 +282,6 @@ def _import_in_subprocess(checkpoint: Checkpoint, output: Path, tokenizer: str) 
         raise UserError(done.stderr.strip().splitlines()[-1].removeprefix("nemo-tvkd: "))
     if done.returncode:
         raise RuntimeError(f"importing {checkpoint.path} failed:\n{done.stderr}")
+    for line in done.stderr.splitlines():
+        if line.startswith("warning:"):
+            print(line, file=sys.stderr, flush=True)

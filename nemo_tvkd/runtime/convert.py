@@ -8,6 +8,7 @@ from typing import Any
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
+from nemo_tvkd.runtime.hf_weights import head_beside
 from nemo_tvkd.runtime.reward_models import export_kind, pad_token_warning
 from nemo_tvkd.values import check_writable
 
@@ -19,6 +20,7 @@ def import_main(config: Any) -> int:
     if source.kind != "hf":
         raise UserError(f"source: {config.source} is a NeMo checkpoint already")
     check_architecture(source.config, "source")
+    head_beside(source)
     output = _new(config.output)
     if config.tokenizer:
         load_tokenizer(config.tokenizer, "tokenizer")

@@ -9,9 +9,9 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from nemo_tvkd.data.records import row_from_record
 from nemo_tvkd.data.template import Template
+from nemo_tvkd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint, check_heads, classifies_sequences
 from nemo_tvkd.values import CHOICES
@@ -20,6 +20,9 @@ ARCHITECTURES = {"llama": "LlamaForSequenceClassification", "mistral": "MistralF
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 UNUSED = ("pad", "reserved_special_token", "unk")
 """What tokens that end no text are called, the best first."""
+
+NAMING = ("tokenizer_config.json", "special_tokens_map.json")
+"""A tokenizer's files that name its padding token."""
 
 
 def export_kind(checkpoint: Checkpoint, kind: str) -> str:
@@ -67,7 +70,7 @@ def make_reward_model(folder: Path, name: str) -> str:
             f"warning: {name} has no token to pad with, so its config.json sets no pad_token_id: the rewards "
             "that transformers gives are right for batches of one only"
         )
-    if tokenizer is not None and tokenizer.pad_token_id != pad:
+    if tokenizer is not None and not (tokenizer.pad_token_id == pad and _names_tokens(folder)):
         _set_pad_token(folder, tokenizer, pad)
     return ""
 
@@ -77,7 +80,11 @@ def pad_token_warning(source: Checkpoint) -> str:
     config = source.config
     if not classifies_sequences(config):
         return ""
-    ends = end_ids(source.hf_dir, config, _tokenizer(source.hf_dir))
+    try:
+        tokenizer = _tokenizer(source.hf_dir)
+    except UserError:  # the weights can be used with another one
+        tokenizer = None
+    ends = end_ids(source.hf_dir, config, tokenizer)
     if config.pad_token_id not in ends:
         return ""
     return (
@@ -88,8 +95,7 @@ def pad_token_warning(source: Checkpoint) -> str:
 
 def end_ids(folder: Path, config: Any, tokenizer: Any | None) -> set[int]:
     """Tokens that end texts: those of the config, the generation config, the tokenizer and its chat template."""
-    file = folder / "generation_config.json"
-    told = [config.eos_token_id, json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None]
+    told = [config.eos_token_id, _generation_end(folder / "generation_config.json")]
     ends = {int(i) for ids in told for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
     if tokenizer is None or tokenizer.eos_token_id is None:
         return ends
@@ -100,6 +106,13 @@ def end_ids(folder: Path, config: Any, tokenizer: Any | None) -> set[int]:
     except UserError:  # a template that wants other turns
         return ends
     return ends | {int(tokenized.chosen_ids[-1])}
+
+
+def _generation_end(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text()).get("eos_token_id")
+    except (OSError, ValueError, AttributeError):  # none, or none that transformers would read
+        return None
 
 
 def choose_pad_token(tokenizer: Any | None, config: Any, ends: Collection[int]) -> int | None:
@@ -136,14 +149,19 @@ def _tokenizer(folder: Path) -> Any | None:
     return load_tokenizer(str(folder), "checkpoint")
 
 
+def _names_tokens(folder: Path) -> bool:
+    """Whether a tokenizer's files say what its tokens are for; a bare tokenizer.model does not."""
+    return any((folder / name).exists() for name in NAMING)
+
+
 def _set_pad_token(folder: Path, tokenizer: Any, pad: int) -> None:
     """By one entry in the tokenizer's files, which stay as they are otherwise."""
     text = tokenizer.convert_ids_to_tokens(pad)
-    if not (folder / "tokenizer_config.json").exists():  # a bare tokenizer.model
+    if not _names_tokens(folder):
         tokenizer.pad_token = text
         tokenizer.save_pretrained(folder)
         return
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in NAMING:
         if (folder / name).exists():
             _change(folder / name, {"pad_token": text})
 
