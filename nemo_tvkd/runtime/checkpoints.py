@@ -29,7 +29,6 @@ from nemo_tvkd.models.architecture import CausalLMConfig, model_config
 from nemo_tvkd.models.frozen import load_weights
 from nemo_tvkd.models.hf import (
     HF_SIDE_DIR,
-    REWARD_HEAD_FILE,
     Checkpoint,
     find_checkpoint,
     padded_vocab_size,
@@ -128,7 +127,7 @@ class PolicyExporter(HFLlamaExporter):
         target = self._converted(module)
         target.save_pretrained(output_path, state_dict=own_weights(target))
         if module.config.reward_head:
-            write_reward_head(output_path / REWARD_HEAD_FILE, module.reward_head.weight)
+            write_reward_head(output_path, module.reward_head.weight)
         return output_path
 
     def _converted(self, module: MegatronModule | None = None) -> Any:

@@ -3,6 +3,7 @@
 A sequence-classification model's reward head is its `score`; a causal LM's lies beside it in a file of its own.
 """
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,21 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def write_reward_head(file: Path, weight: Tensor) -> None:
-    """Write a reward head [1, H] beside a causal LM, in fp32."""
+def write_reward_head(folder: Path, weight: Tensor) -> None:
+    """Write a reward head [1, H] beside a causal LM, in fp32.
+
+    Loaders that would take every *.safetensors for the model's get an index, which does not list it.
+    """
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
-    save_file({"weight": weight.detach().float().contiguous()}, file, metadata={"format": "pt"})
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if not index.exists():
+        with safe_open(single, framework="pt") as tensors:
+            names = sorted(tensors.keys())
+        content = {"metadata": {"total_size": single.stat().st_size}, "weight_map": dict.fromkeys(names, single.name)}
+        index.write_text(json.dumps(content, indent=2) + "\n")
+    save_file({"weight": weight.detach().float().contiguous()}, folder / REWARD_HEAD_FILE, metadata={"format": "pt"})
 
 
 def own_weights(model: Any) -> dict[str, torch.Tensor]:

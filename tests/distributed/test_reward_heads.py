@@ -23,6 +23,7 @@ from reward_models import (
     random_head,
     random_texts,
 )
+from safetensors import safe_open
 from test_interrupted_conversions import cached_imports
 from test_reward_models import TOLERANCE, export_as, provenance, rewards_of
 from training import import_checkpoint, make_items, run_training
@@ -69,7 +70,11 @@ def test_a_policys_head_is_imported_and_exported(
     exported = export(pool, checkpoint, tmp_path / "exported")
     assert_same_weights(exported, source)
     assert other_files(exported) == other_files(source)
-    assert sorted(f.name for f in exported.glob("*.safetensors*")) == ["model.safetensors", HEAD]
+    index = "model.safetensors.index.json"  # keeps loaders that read every *.safetensors away from the head
+    assert sorted(f.name for f in exported.glob("*.safetensors*")) == ["model.safetensors", index, HEAD]
+    with safe_open(exported / "model.safetensors", framework="pt") as stored:
+        weights = dict.fromkeys(stored.keys(), "model.safetensors")
+    assert json.loads((exported / index).read_text())["weight_map"] == weights
     assert read_hf(exported)["weight"].dtype == torch.float32
     _, info = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
