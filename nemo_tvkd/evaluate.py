@@ -71,6 +71,8 @@ def prepare_evaluation(config: Any) -> Evaluation:
     models = {"checkpoint": find_checkpoint(config.checkpoint, "checkpoint")}
     if config.reference:
         models["reference"] = find_checkpoint(config.reference, "reference")
+        if models["checkpoint"].is_reward_model:
+            raise UserError(f"reference is set, but {config.checkpoint} is a reward model, whose rewards are its own")
         for key, model in models.items():
             check_heads(model, key, lm=True)
     layout = (config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
@@ -118,9 +120,9 @@ def evaluate_rank(config: Any, job: Evaluation) -> None:
     models = as_nemo({key: (model, "") for key, model in job.models.items()})
     numbers: dict[str, dict[str, Numbers]] = {}
     for key, model in models.items():
-        judges = key == "oracle.path"
-        heads = {LOGPS: model.has_lm_head and not judges, REWARDS: model.has_reward_head and key != "reference"}
-        rows = job.oracle_rows if judges else job.rows
+        judges = key == "oracle.path" or model.is_reward_model
+        heads = {LOGPS: not judges, REWARDS: model.has_reward_head and key != "reference"}
+        rows = job.oracle_rows if key == "oracle.path" else job.rows
         numbers[key] = pair_numbers(config, model, key, rows, [name for name, there in heads.items() if there])
     if is_rank_zero():
         oracle = numbers["oracle.path"][REWARDS] if "oracle.path" in numbers else None
@@ -140,7 +142,7 @@ def figures(
 ) -> dict[str, Any]:
     """The result: rewards are the implicit ones of a policy, and those of its head have their own names.
 
-    A reward model without an output layer has those of its head alone, as `rewards/`.
+    A reward model has those of its head alone, as `rewards/`.
     """
     rewards: dict[str, Numbers] = {}
     if LOGPS in numbers:
