@@ -41,66 +41,6 @@ def log1mexp(x: Tensor) -> Tensor:
     return _Log1mExp.apply(x)
 
 
-# ------------------------------------------------------------------------------------------------ models with a head
-
-
-def random_head(seed: int, hidden: int, std: float | None = None) -> Tensor:
-    """[1, hidden] float32; by default of std 1 / sqrt(hidden), so that rewards spread by about 1."""
-    noise = torch.randn(1, hidden, generator=torch.Generator().manual_seed(seed))
-    return noise * (hidden**-0.5 if std is None else std)
-
-
-def with_head(model: PreTrainedModel, head: Tensor) -> PreTrainedModel:
-    """A copy of a causal LM with the parameter ``reward_head.weight``, for ``reference.adamw_losses``."""
-    twin = copy.deepcopy(model)
-    twin.reward_head = nn.Linear(head.shape[1], 1, bias=False)
-    twin.reward_head.weight.data = head.detach().clone()
-    return twin
-
-
-def as_classifier(model: PreTrainedModel, head: Tensor) -> LlamaForSequenceClassification:
-    """The Hugging Face form of a reward model: ``model``'s layers, and ``head`` as its `score`."""
-    settings = model.config.to_dict() | {"num_labels": 1, "tie_word_embeddings": False}
-    config = LlamaConfig(**settings, attn_implementation="eager")
-    with torch.random.fork_rng(devices=[]):
-        twin = LlamaForSequenceClassification(config).float().eval()
-    twin.model.load_state_dict(model.model.state_dict())
-    twin.score.weight.data = head.detach().clone()
-    return twin
-
-
-def reward(model: PreTrainedModel, head: Tensor, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """r(x, y) = w . h(last token of x + y), a scalar; ``model`` is any Hugging Face model around a base model."""
-    if not prompt or not response:
-        raise ValueError("the prompt and the response must not be empty")
-    ids = torch.tensor([[*prompt, *response]])
-    hidden = as_float64(model).base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return head.double()[0] @ hidden[0, -1]
-
-
-def pair_rewards(model: PreTrainedModel, head: Tensor, pairs: Sequence[RefPair]) -> Tensor:
-    """r(x, y_w) and r(x, y_l) of every pair, [pairs, 2]."""
-    twin = as_float64(model)
-    return torch.stack([torch.stack([reward(twin, head, p.prompt, y) for y in (p.chosen, p.rejected)]) for p in pairs])
-
-
-def pair_logps(model: PreTrainedModel, pairs: Sequence[RefPair]) -> Tensor:
-    """log pi(y_w|x) and log pi(y_l|x) of every pair, [pairs, 2]."""
-    twin = as_float64(model)
-    return torch.stack([torch.stack([response_logp(twin, p.prompt, y) for y in (p.chosen, p.rejected)]) for p in pairs])
-
-
-def oracle_rewards(model: PreTrainedModel, head: Tensor, pairs: Sequence[RefPair]) -> Tensor:
-    """A frozen oracle's r*(x, y_w) and r*(x, y_l), [pairs, 2], without a graph."""
-    with torch.no_grad():
-        return pair_rewards(model, head, pairs)
-
-
-def _lengths(pairs: Sequence[RefPair]) -> Tensor:
-    """T_w and T_l, [pairs, 2] float64; the end token counts."""
-    return torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=torch.float64)
-
-
 def reward_metrics(rewards: Tensor) -> dict[str, Tensor]:
     """``rewards`` [B, 2] (chosen, rejected)."""
     margins = rewards[:, 0] - rewards[:, 1]

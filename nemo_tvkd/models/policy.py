@@ -20,6 +20,9 @@ from nemo_tvkd.parallel.sequence import all_reduce_sums, broadcast_from_last
 from nemo_tvkd.parallel.vocab import ACTION_KINDS
 from nemo_tvkd.runtime import cpu
 
+ROUNDING = 1e-12
+"""A variance that is a smaller part of the mean square than this is what rounding left of 0."""
+
 
 @dataclass
 class Objective:
@@ -88,8 +91,9 @@ class Objective:
         denominator = values[-2]
         means = {name: value / denominator for name, value in zip(self.columns, values, strict=False)}
         for name in self.method.spread:
-            variance = means.pop(f"{name}_squared") - means[name] ** 2
-            means[f"{name}_std"] = max(variance, 0.0) ** 0.5
+            square = means.pop(f"{name}_squared")
+            variance = square - means[name] ** 2
+            means[f"{name}_std"] = variance**0.5 if variance > ROUNDING * square else 0.0
         for name, (one, other) in self.method.correlations.items():
             covariance = means.pop(name) - means[one] * means[other]
             if scale := means[f"{one}_std"] * means[f"{other}_std"]:  # else there is no correlation to speak of
