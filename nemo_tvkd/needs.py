@@ -40,6 +40,11 @@ def provides(name: str) -> str:
     return name.partition("/")[0]
 
 
+def title(name: str) -> str:
+    """What a frozen model is called in a sentence."""
+    return name.replace("/", " ")
+
+
 def option(name: str, entry: str) -> str:
     """The configuration key of a frozen model: teacher.path, or oracle.path[1] of a further oracle."""
     need, _, index = name.partition("/")
@@ -72,12 +77,12 @@ class Needs:
         theirs = {name: self._read_as(name, paths, key, say) for name in self.readers}
         rows = [row for row in rows if all(row.source in read for read in theirs.values())]
         if not rows:
-            who = " and ".join(f"the {provides(name)}'s" for name in theirs)
+            who = " and ".join(f"the {title(name)}'s" for name in theirs)
             raise UserError(f"{key}: no pair is usable with the student's and {who} tokenizer alike")
         views = {name: [read[row.source] for row in rows] for name, read in theirs.items()}
         for name, view in views.items():
             if cut := sum(row.truncated or other.truncated for row, other in zip(rows, view, strict=True)):
-                who, what = provides(name), "reward" if provides(name) == ORACLE_REWARDS else "last value"
+                who, what = title(name), "reward" if provides(name) == ORACLE_REWARDS else "last value"
                 say(
                     f"warning: {key}: {cut} of {len(rows)} pairs are cut to length by the student's tokens or the "
                     f"{who}'s; where they end at different characters the {who}'s {what} is of another text"
@@ -87,10 +92,10 @@ class Needs:
     def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> dict[str, Tokenized]:
         """The rows as a model reads them, by where they come from."""
         aligned = self.aligned and name == TEACHER_VALUE
-        reader, who = self.readers[name], provides(name)
+        reader = self.readers[name]
         return {
             row.source: row
-            for row in reader.read(paths, key, self.pairs, lambda line: say(f"for the {who}: {line}"), aligned)
+            for row in reader.read(paths, key, self.pairs, lambda line: say(f"for the {title(name)}: {line}"), aligned)
         }
 
     def join(self, rows: list[Tokenized], views: dict[str, list[Tokenized]] | None = None) -> list[Item]:

@@ -7,7 +7,7 @@ from typing import Any
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import ORACLE_REWARDS
-from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader
+from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader, title
 from nemo_tvkd.values import given_paths
 
 
@@ -65,7 +65,7 @@ def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Se
         if min(source) == max(source):
             raise UserError(f"{key}: all {len(source)} rewards are {source[0]}: oracle.normalize=zscore divides by 0")
         spread = _standard_deviation(source)
-        say(f"oracle.normalize=zscore: rewards of {name} are divided by their standard deviation {spread:.6g}")
+        say(f"oracle.normalize=zscore: rewards of the {title(name)} are divided by their deviation {spread:.6g}")
         spreads.append(spread)
     for item in (*train, *validation):
         assert item.oracle_rewards is not None

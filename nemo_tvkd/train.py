@@ -98,7 +98,7 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
             raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
     _LOCKS[directory] = lock
     _save_config(config, directory)
-    if prepared.flipped:
+    if config.data.label_noise:
         flipped, data = [item.tokens for item in prepared.flipped], config.data
         record(directory / "label_noise.json", data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
     resume = _resumable(config)

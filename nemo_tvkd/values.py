@@ -122,13 +122,17 @@ def check_values(config: Any) -> None:
     rate, least = (OmegaConf.select(config, f"optim.{name}") for name in ("lr", "min_lr"))
     if rate is not None and least > rate:
         raise UserError(f"optim.min_lr={least} is more than optim.lr={rate}")
-    parallel = config.parallel
+    if "parallel" in config:
+        _check_parallel(config.parallel)
+    if "score" in config:
+        _check_wanted_values(config.score)
+
+
+def _check_parallel(parallel: Any) -> None:
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
     if parallel.context_parallel_size > 1:
         raise UserError("parallel.context_parallel_size > 1 is not supported yet: use tensor and sequence parallelism")
-    if "score" in config:
-        _check_wanted_values(config.score)
 
 
 def _values_of(config: Any, key: str) -> list[Any]:

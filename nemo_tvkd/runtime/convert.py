@@ -10,7 +10,7 @@ from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
 from nemo_tvkd.runtime.hf_weights import head_beside
 from nemo_tvkd.runtime.reward_models import export_kind, pad_token_warning
-from nemo_tvkd.values import check_writable
+from nemo_tvkd.values import check_values, check_writable
 
 
 def import_main(config: Any) -> int:
@@ -36,6 +36,7 @@ def import_main(config: Any) -> int:
 def export_main(config: Any) -> int:
     """NeMo to Hugging Face."""
     _hide_gpus()
+    check_values(config)
     checkpoint = find_checkpoint(config.checkpoint, "checkpoint")
     if checkpoint.kind != "nemo":
         raise UserError(f"checkpoint: {config.checkpoint} is a Hugging Face directory already")

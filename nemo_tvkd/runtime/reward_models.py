@@ -29,10 +29,9 @@ def export_kind(checkpoint: Checkpoint, kind: str) -> str:
     """What a NeMo checkpoint is exported as: "causal_lm" or "reward_model", also where `kind` is "auto".
 
     Raises:
-        UserError: no such kind, or the checkpoint lacks the head.
+        UserError: the checkpoint lacks the head.
     """
-    if kind not in CHOICES["kind"]:
-        raise UserError(f"kind={kind} is none of {', '.join(CHOICES['kind'])}")
+    assert kind in CHOICES["kind"], kind
     if kind == "auto":
         kind = "reward_model" if checkpoint.is_reward_model else "causal_lm"
     lm = kind == "causal_lm"

@@ -48,7 +48,7 @@ def test_the_pipeline_of_drdo(tmp_path: Path) -> None:
     said = run("train", "algorithm=drdo", *train, *cached, *noisy, f"trainer.output_dir={tmp_path}/drdo")
     record = json.loads((tmp_path / "drdo" / "label_noise.json").read_text())
     assert f"data.label_noise=0.3: {record['flipped']} of 32 training pairs are flipped" in said
-    assert "oracle.normalize=zscore: rewards of oracle are divided" in said
+    assert "oracle.normalize=zscore: rewards of the oracle are divided" in said
     rows = [json.loads(line) for line in (tmp_path / "drdo" / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1].keys() >= {"eval_reward_distillation/mse", "eval_logps/accuracies", "eval_oracle/margins_std"}
 

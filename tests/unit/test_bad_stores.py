@@ -129,8 +129,8 @@ def test_store_of_other_data(world: World, fails: Fails, tmp_path: Path) -> None
 
 
 def test_score(world: World, fails: Fails) -> None:
-    assert fails(*world.score(), "score.what=[value,foo]") == "score.what=foo is none of value, logprob"
-    assert fails(*world.score(), "score.what=[]") == "score.what is empty: choose from value, logprob"
+    assert fails(*world.score(), "score.what=[value,foo]") == "score.what=foo is none of value, logprob, reward"
+    assert fails(*world.score(), "score.what=[]") == "score.what is empty: choose from value, logprob, reward"
     assert fails(*world.score(), "score.what=value").startswith("score.what: Invalid value assigned")
     assert fails(*world.score(), "score.output=''").startswith("score.output is not set: give the directory")
 
