@@ -92,6 +92,8 @@ def prepare_evaluation(config: Any) -> Evaluation:
         resolve_oracles(OmegaConf.create(settings), needs, notes.append)
         if mode == "online":
             models["oracle.path"] = needs.frozen[ORACLE_REWARDS]
+    elif unread := [name for name in ("tokenizer", "chat_template") if config.oracle[name]]:
+        raise UserError(f"oracle.{unread[0]} is set without oracle.path or oracle.scores, which it would be about")
     items = needs.read(path_list(config.data.validation, "data.validation"), "data.validation", notes.append)
     if not asked:
         _use_columns(items, notes)
@@ -129,6 +131,8 @@ def evaluate_rank(config: Any, job: Evaluation) -> None:
         if job.items[0].oracle_rewards is not None:
             oracle = [item.oracle_rewards[0] for item in job.items if item.oracle_rewards]
         result = {"checkpoint": config.checkpoint, "reference": config.reference or None, "beta": config.beta}
+        source = config.oracle.scores or config.oracle.path or ("columns" if oracle else None)
+        result["oracle"] = source if source is None or isinstance(source, str) else list(source)
         result |= figures(numbers["checkpoint"], numbers.get("reference"), oracle, config)
         if config.output:
             Path(config.output).parent.mkdir(parents=True, exist_ok=True)

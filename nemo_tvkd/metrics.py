@@ -48,7 +48,7 @@ def by_strength(rewards: Mapping[str, Pairs], oracle: Pairs, bins: int) -> list[
         the rewards agree with the oracle (where it has a preference), and the metrics.
     """
     margins = np.subtract(*np.asarray(oracle, dtype=np.float64).T)
-    strength = np.abs(margins)
+    strength = _rounded(np.abs(margins))
     edges = np.unique(np.quantile(strength, np.linspace(0, 1, bins + 1)[1:-1], method="lower"))
     part = np.searchsorted(edges, strength, side="left")
     rows = []
@@ -70,6 +70,12 @@ def by_strength(rewards: Mapping[str, Pairs], oracle: Pairs, bins: int) -> list[
     return rows
 
 
+def _rounded(values: Any) -> Any:
+    """Without the last digits, in which differences of equal decimals differ (2.7 - 2.0, 0.7 - 0.0)."""
+    largest = float(np.abs(values).max())
+    return np.round(values, 12 - math.ceil(math.log10(largest))) if largest else values
+
+
 def agreement(rewards: Pairs, oracle_margins: Any) -> float | None:
     """How often rewards prefer what the oracle prefers, of the pairs where it prefers either; None without such."""
     decided = np.flatnonzero(np.asarray(oracle_margins))
@@ -81,7 +87,7 @@ def agreement(rewards: Pairs, oracle_margins: Any) -> float | None:
 
 def correlation(rewards: Pairs, oracle: Pairs) -> float | None:
     """Pearson's, of reward differences; None where one of the two does not vary."""
-    ours, theirs = (np.subtract(*np.asarray(pairs, dtype=np.float64).T) for pairs in (rewards, oracle))
+    ours, theirs = (_rounded(np.subtract(*np.asarray(pairs, dtype=np.float64).T)) for pairs in (rewards, oracle))
     if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return None
     return float(np.corrcoef(ours, theirs)[0, 1])

@@ -175,7 +175,7 @@ def resolve(config: Any, found: Needs, name: str, path: str, scores: str) -> Non
 def _set_teacher(config: Any, found: Needs, say: Say) -> None:
     """How the teacher reads pairs, where it is not the student's way."""
     shaping = config.algorithm.shaping
-    if not set_reader(config, found, TEACHER_VALUE, config.teacher.path):
+    if not set_reader(config, found, TEACHER_VALUE, config.teacher.path, say):
         return
     telescopes = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
     found.aligned = shaping.value not in ACTION_KINDS and not telescopes
@@ -184,7 +184,7 @@ def _set_teacher(config: Any, found: Needs, say: Say) -> None:
     say(f"teacher.path reads pairs its own way (template {name}): its values are {how}")
 
 
-def set_reader(config: Any, found: Needs, name: str, path: str) -> bool:
+def set_reader(config: Any, found: Needs, name: str, path: str, say: Say) -> bool:
     """Whether a model reads pairs in another way than the student; then `found` knows how."""
     need = provides(name)
     section, key = config[need], option(name, "path")
@@ -201,8 +201,13 @@ def set_reader(config: Any, found: Needs, name: str, path: str) -> bool:
     own = Encoder.build(
         checkpoint, section.tokenizer, config.data, f"{need}.tokenizer" if section.tokenizer else key, template
     )
-    same_template = not section.chat_template or own.template.fingerprint == found.encoder.template.fingerprint
-    if own.fingerprint == found.encoder.fingerprint and same_template:
+    same_template = own.template.fingerprint == found.encoder.template.fingerprint
+    if own.fingerprint == found.encoder.fingerprint and (same_template or not section.chat_template):
+        if not same_template and own.template.name == "tokenizer":
+            say(
+                f"warning: {key} has a chat template of its own but reads pairs by the student's, as it shares its "
+                f"tokenizer: {need}.chat_template=tokenizer makes it read by its own"
+            )
         return False
     found.readers[name] = own
     return True

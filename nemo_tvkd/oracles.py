@@ -41,10 +41,12 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
     if count > 1 and ("algorithm" not in config or config.algorithm.name != "edpo"):
         key = "scores" if section.mode == "cached" else "path"
         raise UserError(f"oracle.{key} names {count} oracles: one is taken here, several by algorithm=edpo alone")
+    if count > 1 and (given := [name for name in ("tokenizer", "chat_template") if section[name]]):
+        raise UserError(f"oracle.{given[0]} is set for {count} oracles: several read pairs each by its own")
     for index in range(max(count, 1)):  # none at all is told by the one that is not there
         name = f"{ORACLE_REWARDS}/{index}" if index else ORACLE_REWARDS
         path, store = (entries[index] if index < len(entries) else "" for entries in (paths, scores))
-        if set_reader(config, found, name, path):
+        if set_reader(config, found, name, path, say):
             template = found.readers[name].template.name
             say(f"{option(name, 'path')} reads pairs its own way (template {template})")
         resolve(config, found, name, path, store)
@@ -62,9 +64,8 @@ def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Se
     spreads = []
     for name, source in _sources(needs, train):
         key = "data.train: the columns chosen_reward and rejected_reward" if needs.columns else option(name, "scores")
-        if min(source) == max(source):
+        if min(source) == max(source) or not (spread := _standard_deviation(source)):
             raise UserError(f"{key}: all {len(source)} rewards are {source[0]}: oracle.normalize=zscore divides by 0")
-        spread = _standard_deviation(source)
         say(f"oracle.normalize=zscore: rewards of the {title(name)} are divided by their deviation {spread:.6g}")
         spreads.append(spread)
     for item in (*train, *validation):

@@ -133,9 +133,11 @@ FREE_TO_CHANGE = (
     *("parallel.", "logger.", "data.validation", "trainer.output_dir", "trainer.resume", "trainer.recompute"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.micro_batch_size", "trainer.keep_checkpoints"),
     *("trainer.val_interval", "trainer.save_interval", "trainer.log_interval", "teacher.mode", "teacher.scores"),
-    *("reference.mode", "reference.scores", "oracle.mode", "oracle.scores"),
+    *("reference.mode", "reference.scores"),
 )
 """What a resumed run may do differently and still be the same run."""
+OLDER = {"data.label_noise": 0.0, "data.label_noise_seed": 0}
+"""What the configurations of runs mean that were saved before there were these keys."""
 
 
 def check_output(config: Any) -> None:
@@ -146,14 +148,31 @@ def check_output(config: Any) -> None:
     if newest_complete(directory / "checkpoints") is None or not (directory / "config.yaml").is_file():
         return
     saved, wanted = (flatten(OmegaConf.to_container(c)) for c in (OmegaConf.load(directory / "config.yaml"), config))
+    saved = OLDER | saved
     # A key that only one of them knows is another version's; with another method all of its keys are.
     for key in sorted(saved.keys() & wanted.keys(), key=lambda k: (k != "algorithm.name", k)):
         there, here = saved[key], wanted[key]
-        if not key.startswith(FREE_TO_CHANGE) and there != here and not _same_paths(there, here):
+        free = key.startswith(FREE_TO_CHANGE) or (
+            key in ("oracle.mode", "oracle.scores") and _one_oracle(saved, wanted)
+        )
+        if not free and there != here and not _same_paths(there, here):
             raise UserError(
                 f"trainer.output_dir: {directory} holds a run with {key}={there}, not {here}: "
                 "continue it as it was, or choose another directory"
             )
+
+
+def _one_oracle(saved: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether oracle.path says whose the rewards are, and nothing depends on where they come from."""
+    return (
+        bool(wanted["oracle.path"])
+        and wanted["oracle.normalize"] == "none"
+        and "columns"
+        not in (
+            saved["oracle.mode"],
+            wanted["oracle.mode"],
+        )
+    )
 
 
 def _same_paths(one: Any, other: Any) -> bool:

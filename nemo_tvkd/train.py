@@ -98,6 +98,8 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
             raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
     _LOCKS[directory] = lock
     _save_config(config, directory)
+    noise = directory / "label_noise.json"
+    noise.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     if config.data.label_noise:
         flipped, data = [item.tokens for item in prepared.flipped], config.data
         record(directory / "label_noise.json", data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
@@ -207,11 +209,13 @@ class _Run:
 
     def _chooser(self, model: "PolicyModel") -> Any:
         """Of several oracles, what chooses one for each step (algorithm.ensemble=min)."""
-        if self.method.errors is None or self.config.algorithm.ensemble != "min":
+        online = sum(provides(name) == ORACLE_REWARDS for name in self.prepared.frozen)
+        count = online or len(self.prepared.train[0].oracle_rewards or ())
+        if self.method.errors is None or self.config.algorithm.ensemble != "min" or count < 2:
             return None
         from nemo_tvkd.models.ensemble import LeastLoss
 
-        return LeastLoss(model, self.objective)
+        return LeastLoss(model, self.objective, count)
 
     def _validation(self, model: "PolicyModel", scorer: Any, chooser: Any) -> Callable[[], dict[str, float]]:
         from megatron.core import parallel_state

@@ -25,13 +25,15 @@ class LossInputs:
     logps: Tensor | None = None
     """Sums over response tokens (nats); [B] where the method reads the chosen responses' alone."""
     rewards: Tensor | None = None
-    """Of the policy's reward head."""
+    """Of the policy's reward head (reward units)."""
     shaping: Tensor | None = None
+    """Psi (nats)."""
     reference_logps: Tensor | None = None
+    """As `logps`, of the reference policy."""
     oracle_rewards: Tensor | None = None
-    """[K, N], of K oracles."""
+    """[K, N], of K oracles (reward units)."""
     margins: Tensor | None = None
-    """[B], of the data."""
+    """[B], of the data (reward units)."""
 
     def halves(self, name: str) -> tuple[Tensor, Tensor]:
         """The chosen and rejected parts of a [2B] tensor."""

@@ -5,9 +5,10 @@
 
 r* are the oracle's rewards and rhat the student's. p_w is part of the gradient, as printed. No reference model.
 
-With log pi summed over tokens, 1 - pi(y_l) is 1 to machine precision and log pi(y_w) is large: the gradient of the
-focal weight, scaled by |log pi(y_w)|, dominates until p_w saturates, and then all of the second term vanishes. With
-means, `contrast=ratio` rewards a likely rejected response; `product` does not.
+With log pi summed over tokens, 1 - pi(y_l) is 1 to machine precision, and the ratio is log pi(y_w). Of the second term,
+then: where p_w is near neither 0 nor 1, the gradient of the focal weight, scaled by |log pi(y_w)|, dominates and pushes
+the two log-probs apart; near p_w = 0 only alpha times the chosen response's likelihood is left; near p_w = 1 nothing.
+With means, `contrast=ratio` rewards a likely rejected response; `product` does not.
 """
 
 import math

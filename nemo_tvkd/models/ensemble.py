@@ -18,16 +18,20 @@ from nemo_tvkd.models.frozen import pipeline_forward
 from nemo_tvkd.models.policy import Objective, PolicyModel
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.sequence import all_reduce_sums
+from nemo_tvkd.runtime import cpu
 
 
 class LeastLoss(pl.Callback):
     """Leaves each micro-batch the rewards of the one oracle with the least loss over the global batch.
 
     It comes after the online scorer, whose rewards it reads.
+
+    Args:
+        oracles: how many there are.
     """
 
-    def __init__(self, model: PolicyModel, objective: Objective) -> None:
-        self.model, self.objective = model, objective
+    def __init__(self, model: PolicyModel, objective: Objective, oracles: int) -> None:
+        self.model, self.objective, self.oracles = model, objective, oracles
 
     def choose(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches with one oracle's rewards (collective over the pipeline and the replicas)."""
@@ -38,10 +42,12 @@ class LeastLoss(pl.Callback):
             return errors(self.objective.inputs(batch, readout), self.objective.config)
 
         results = pipeline_forward(self.model.module, batches, statistics)
-        if not results:  # a stage without the loss
+        if not parallel_state.is_pipeline_last_stage():
             return list(batches)
-        totals = all_reduce_sums(torch.stack(results).sum(0), parallel_state.get_data_parallel_group())
-        least = int(totals.argmin())
+        totals = torch.zeros(self.oracles, dtype=torch.float64, device=cpu.device())
+        for part in results:  # none on a replica without pairs, which takes part in the sum all the same
+            totals += part
+        least = int(all_reduce_sums(totals, parallel_state.get_data_parallel_group()).argmin())
         return [{**batch, "oracle_rewards": batch["oracle_rewards"][least : least + 1]} for batch in batches]
 
     def on_megatron_step_start(self, step: Any) -> Any:

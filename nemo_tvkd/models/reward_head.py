@@ -25,7 +25,7 @@ class RewardHead(nn.Module):
 
     def __init__(self, hidden_size: int, std: float, seed: int, sequence_parallel: bool = False) -> None:
         super().__init__()
-        drawn = torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(seed)) * std
+        drawn = torch.randn(1, hidden_size, generator=torch.Generator().manual_seed(seed), device="cpu") * std
         self.weight = nn.Parameter(drawn.float())
         self.weight.sequence_parallel = sequence_parallel  # type: ignore[attr-defined]
         self.stored = True

@@ -253,3 +253,23 @@ def test_the_least_loss_is_chosen_by_the_global_batch(
         assert rows[step]["oracle/margins"] == pytest.approx(mean, rel=1e-5)
     mean = rivals[CHOICES[0], :4, 0].mean().item()
     assert evaluated["eval_oracle/margins"] == pytest.approx(mean, rel=1e-5), "all pairs of the validation count too"
+
+
+def test_a_replica_without_validation_pairs_takes_part_in_the_choice(
+    pool: RankPool, judges: Judges, five_steps: list[ref.RefPair], rivals: torch.Tensor, tmp_path: Path
+) -> None:
+    run_training(
+        pool,
+        DP2,
+        tmp_path,
+        algorithm="edpo",
+        student=judges.plain,
+        items=judged_items(five_steps[:4], rivals[:, :4]),
+        frozen={"reference": judges.reference_path},
+        steps=1,
+        options=["algorithm.ensemble=min", "trainer.micro_batch_size=1"],
+        validation=judged_items(five_steps[:1], rivals[:, :1]),
+    )
+    evaluated = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    margins = (rivals[:, 0, 0] - rivals[:, 0, 1]).tolist()
+    assert any(evaluated["eval_oracle/margins"] == pytest.approx(margin, rel=1e-6) for margin in margins)

@@ -65,6 +65,13 @@ def test_equal_strengths_are_never_parted() -> None:
     assert [r["pairs"] for r in by_strength({"rewards": oracle[:1]}, oracle[:1], 4)] == [1]
 
 
+def test_decimals_that_differ_in_their_last_digit_are_equal() -> None:
+    oracle = [(2.7, 2.0), (0.7, 0.0), (1.9, 1.2), (4.3, 0.0)]
+    assert len({w - r for w, r in oracle}) == 3
+    assert [r["pairs"] for r in by_strength({"rewards": oracle}, oracle, 4)] == [3, 1]
+    assert correlation([(0.1, 0.0), (5.0, 1.0), (2.0, 0.0)], [(0.7, 0.6), (0.3, 0.2), (0.5, 0.4)]) is None
+
+
 def test_nothing_to_agree_or_correlate_with() -> None:
     assert agreement(OURS, [0.0] * 6) is None
     assert correlation(OURS, [(1.0, 0.0)] * 6) is None
