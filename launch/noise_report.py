@@ -12,6 +12,7 @@ METHODS = {
     "drdo": "DRDO",
     "edpo_true": "e-DPO, true rewards",
     "drdo_true": "DRDO, true rewards",
+    "focal": "DRDO, equal rewards",
 }
 Cell = dict[str, Any]
 
@@ -54,9 +55,11 @@ def interval(values: list[float]) -> tuple[float, float]:
     return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
 
 
-def table(cells: list[Cell]) -> str:
-    """Markdown: one row a method and share of noise."""
+def table(cells: list[Cell], start: dict[str, Any]) -> str:
+    """Markdown: one row a method and share of noise, after one for what they all start from."""
     lines = [f"| label noise | student | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
+    accuracies = " | ".join(f"{measure(start):.3f}" for measure in list(COLUMNS.values())[:-1])
+    lines.append(f"| - | SFT (the start) | {accuracies} | {advantage(start):.2f} |")
     for noise in sorted({cell["noise"] for cell in cells}):
         some = [cell for cell in cells if cell["noise"] == noise]
         for run, name in METHODS.items():
@@ -64,6 +67,12 @@ def table(cells: list[Cell]) -> str:
             entries = [f"{mean:.3f} ± {half:.3f}" for mean, half in found[:-1]]
             entries.append(f"{found[-1][0]:.2f} ± {found[-1][1]:.2f}")
             lines.append(f"| {noise:g} | {name} | {' | '.join(entries)} |")
+    lines += ["", "Accuracy, paired differences over seeds:"]
+    for one, other in (("drdo", "dpo"), ("drdo", "focal"), ("edpo", "dpo")):
+        for noise in sorted({cell["noise"] for cell in cells}):
+            some = [accuracy(c[one]) - accuracy(c[other]) for c in cells if c["noise"] == noise]
+            mean, half = interval(some)
+            lines.append(f"- label noise {noise:g}, {METHODS[one]} - {METHODS[other]}: {mean:+.3f} ± {half:.3f}")
     oracle = {n: [c["oracle"] for c in cells if c["noise"] == n] for n in sorted({c["noise"] for c in cells})}
     lines += ["", "The oracles' accuracy on the same pairs:"]
     for noise, some in oracle.items():
@@ -94,12 +103,13 @@ def plot(cells: list[Cell], file: Path) -> None:
         "drdo": {"marker": "^", "color": "#3a7d44"},
         "edpo_true": {"marker": "s", "color": "#ff725c", "linestyle": "--", "markerfacecolor": "white"},
         "drdo_true": {"marker": "^", "color": "#3a7d44", "linestyle": "--", "markerfacecolor": "white"},
+        "focal": {"marker": "v", "color": "#8a8a8a", "linestyle": ":"},
     }
     for axis, (title, measure) in zip(axes, panels.items(), strict=True):
         for shift, (run, name) in enumerate(METHODS.items()):
             found = [interval([measure(c[run]) for c in cells if c["noise"] == noise]) for noise in levels]
             means, halves = zip(*found, strict=True)
-            places = [noise + 0.007 * (shift - 2) for noise in levels]  # so that bars do not cover each other
+            places = [noise + 0.007 * (shift - 2.5) for noise in levels]  # so that bars do not cover each other
             axis.errorbar(places, means, halves, capsize=3, label=name, **styles[run])
         axis.axhline(0.5, color="grey", linewidth=0.8, linestyle=":")
         axis.set(title=title, xlabel="share of flipped training labels", xticks=levels)
@@ -112,8 +122,8 @@ def plot(cells: list[Cell], file: Path) -> None:
     plt.close(figure)
 
 
-def write_report(root: Path, cells: list[Cell]) -> None:
-    """results.json, table.md and noise_robustness.png."""
-    (root / "results.json").write_text(json.dumps(cells, indent=1) + "\n")
-    (root / "table.md").write_text(table(cells))
+def write_report(root: Path, cells: list[Cell], start: dict[str, Any]) -> None:
+    """results.json, table.md and noise_robustness.png, from the evaluations of the cells and of the first student."""
+    (root / "results.json").write_text(json.dumps({"start": start, "cells": cells}, indent=1) + "\n")
+    (root / "table.md").write_text(table(cells, start))
     plot(cells, root / "noise_robustness.png")

@@ -2,10 +2,13 @@
 
 For each share of flipped training labels and each seed: an oracle is trained on the same noisy pairs, from the demo's
 fine-tuned teacher, and scores them; DPO, e-DPO and DRDO students start from the same fine-tuned student and see the
-same pairs in the same order. Two more students distil the world's true rewards, which noise does not touch: what an
-oracle without mistakes would give. Held-out pairs have clean labels and carry the world's ground-truth reward, whose
-difference tells deterministic from non-deterministic pairs. Everything runs through the commands of `nemo-tvkd`; runs
-that are complete are skipped, so an interrupted experiment goes on where it was.
+same pairs in the same order. For comparison, two students distil the world's true rewards, which noise does not touch:
+what an oracle without mistakes would give. (e-DPO's loss does not see labels, so that one is the same at every noise.)
+And one runs DRDO with equal rewards for both responses, so that of the loss the focal term alone is left.
+
+Held-out pairs have clean labels and carry the world's ground-truth reward, whose difference tells deterministic from
+non-deterministic pairs. Everything runs through the commands of `nemo-tvkd`; runs that are complete are skipped, so an
+interrupted experiment goes on where it was (after a change of settings give another folder).
 
 Writes OUTPUT/results.json, OUTPUT/table.md and OUTPUT/noise_robustness.png.
 """
@@ -59,6 +62,7 @@ class Cell:
             "drdo": ["algorithm=drdo", *cached],
             "edpo_true": ["algorithm=edpo", f"algorithm.beta={BETA}", *true],
             "drdo_true": ["algorithm=drdo", *true],
+            "focal": ["algorithm=drdo", *true, f"data.train={self.root}/data/pairs_equal.jsonl"],
         }
         judge = ["algorithm=reward", *ORACLE, "trainer.max_steps=300", *noisy, f"student.path={self.root}/teacher_sft"]
         return [
@@ -68,14 +72,8 @@ class Cell:
                 train(name, self.folder / name, *PAIRS, *noisy, *options, layout=ALONE)
                 for name, options in settings.items()
             ),
-            *(self._evaluation(name) for name in ("oracle", *settings)),
+            *(evaluation(self.root, self.folder / name) for name in ("oracle", *settings)),
         ]
-
-    def _evaluation(self, run: str) -> Stage:
-        output = self.folder / f"{run}.json"
-        options = ["precision=fp32", "data.max_length=128", "micro_batch_size=32", f"output={output}"]
-        pairs = f"data.validation={self.root}/data/pairs_heldout.jsonl"
-        return Stage(f"evaluation of {run}", ["evaluate", f"checkpoint={self.folder / run}", pairs, *options], output)
 
     def run(self) -> None:
         """What is missing; a stage that fails ends the experiment with what it printed."""
@@ -99,6 +97,21 @@ class Cell:
         return {"noise": self.noise, "seed": self.seed, **found}
 
 
+def evaluation(root: Path, run: Path) -> Stage:
+    """A run's figures on the held-out pairs, in a file of its name beside it."""
+    output = run.with_suffix(".json")
+    options = ["precision=fp32", "data.max_length=128", "micro_batch_size=32", f"output={output}"]
+    pairs = f"data.validation={root}/data/pairs_heldout.jsonl"
+    return Stage(f"evaluation of {run.name}", ["evaluate", f"checkpoint={run}", pairs, *options], output)
+
+
+def write_equal_rewards(data: Path) -> None:
+    """The training pairs with equal rewards for both responses: nothing to distil."""
+    rows = [json.loads(line) for line in (data / "pairs_train.jsonl").read_text().splitlines()]
+    equal = [json.dumps({**row, "chosen_reward": 0.0, "rejected_reward": 0.0}) + "\n" for row in rows]
+    (data / "pairs_equal.jsonl").write_text("".join(equal))
+
+
 def main() -> None:
     """Run the experiment."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -109,12 +122,13 @@ def main() -> None:
     options = parser.parse_args()
     root, start = options.output.absolute(), time.perf_counter()
     make_demo_data(root / "data", pairs=4000)
-    run_stages(sft_stages(root), root)
+    write_equal_rewards(root / "data")
+    run_stages([*sft_stages(root), evaluation(root, root / "student_sft")], root)
     cells = [Cell(root, noise, seed) for seed in range(options.seeds) for noise in options.noise]
     with ThreadPoolExecutor(options.jobs) as pool:
         for _ in pool.map(Cell.run, cells):
             pass
-    write_report(root, [cell.figures() for cell in cells])
+    write_report(root, [cell.figures() for cell in cells], json.loads((root / "student_sft.json").read_text()))
     print(f"{(root / 'table.md').read_text()}\n{time.perf_counter() - start:.0f} s in all")
 
 

@@ -46,11 +46,12 @@ def architecture(config: Any, key: str, precision: str, parallel: Any) -> Causal
     return result
 
 
-def random_frozen(config: Any, key: str, precision: str, parallel: Any) -> Any:
+def random_frozen(config: Any, key: str, precision: str, parallel: Any, reward_head: bool = False) -> Any:
     """This rank's part of a frozen model with random weights (see models.frozen.load_frozen)."""
     found = architecture(config, key, precision, parallel)
     found.tensor_model_parallel_size = parallel.tensor_model_parallel_size
     found.pipeline_model_parallel_size = parallel.pipeline_model_parallel_size
+    found.reward_head = reward_head
     found.__post_init__()
     return found.configure_model(tokenizer=None).to(cpu.device()).requires_grad_(False).eval()
 

@@ -26,7 +26,8 @@ def measure(config: Any) -> dict[str, Any]:
     """Score n times the pairs for every n in bench.growth (collective)."""
     options, parallel = config.bench, config.parallel
     model = hf_config(config.score.model, options.teacher, "score.model", parallel)
-    module = random_frozen(model, "score.model", config.score.precision, parallel)
+    judges = "reward" in config.score.what
+    module = random_frozen(model, "score.model", config.score.precision, parallel, reward_head=judges)
     fill_once(config, module, model, 1)  # the first run of a process is slower
     found = [fill_once(config, module, model, factor) for factor in as_list(options.growth)]
     with Traffic() as traffic:

@@ -121,7 +121,7 @@ def test_flops_are_those_of_the_products(pool: RankPool) -> None:
         (["bench.part=step", "algorithm=dpo"], "algorithm=dpo: bench compares algorithm=tvkd's steps with DPO's"),
         (["bench.part=vocab", "bench.repeats=0"], "bench.repeats=0 must be positive"),
         (["bench.part=vocab", "bench.vocab_sizes=[0]"], "bench.vocab_sizes=0 must be positive"),
-        (["bench.part=score", "score.what=[reward]"], "score.what=reward is none of"),
+        (["bench.part=score", "score.what=[foo]"], "score.what=foo is none of"),
     ],
 )
 def test_bad_requests(overrides: list[str], said: str) -> None:

@@ -51,6 +51,9 @@ def test_students_of_the_noise_experiment_differ_in_their_method_alone(tmp_path:
     students = [configs[name] for name in ("dpo", "edpo", "drdo", "edpo_true", "drdo_true")]
     for config in (*students, configs["oracle"]):
         assert (config.data.label_noise, config.data.label_noise_seed, config.trainer.seed) == (0.2, 1, 1)
+    focal = configs["focal"]
+    assert focal.data.train.endswith("pairs_equal.jsonl")
+    assert {**focal.data, "train": ""} == {**students[0].data, "train": ""}
     for config in students:
         assert config.data == students[0].data
         assert config.optim == students[0].optim
