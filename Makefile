@@ -12,7 +12,7 @@ demo: $(VENV)/installed-base
 demo-drdo: $(VENV)/installed-base
 	$(BIN)/python launch/demo_drdo.py --output demo_output
 
-# DRDO's claim in miniature (about an hour on 2 cores): launch/noise_robustness.py
+# DRDO's claim in miniature (about an hour on 2 cores), into runs/noise_robustness
 noise: $(VENV)/installed-test
 	$(BIN)/python launch/noise_robustness.py
 
