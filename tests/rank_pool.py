@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 SIZE = 4
+TASKS_PER_WORKER = 20
+"""Something in a training run keeps the run's process groups alive, with fifty threads of gloo each: after a hundred
+runs they fill the machine. Forking new workers takes no time."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class RankPool:
 
     def run(self, layout: Layout, function: Callable, *arguments: Any, timeout: float = 240) -> list[Any]:
         """`function(*arguments)` on `layout.world` ranks; the results by rank. The function must be importable."""
+        if self.tasks % TASKS_PER_WORKER == 0:
+            self.stop()
         self._start()
         self.tasks += 1
         rendezvous = str(self.logs / f"rendezvous-{self.tasks}-{time.monotonic_ns()}")
