@@ -254,11 +254,12 @@ def test_resuming_with_the_same_rewards_from_elsewhere(
 
 
 def test_resuming_with_columns(world: World, fails: Fails, begun: list[str], tmp_path: Path) -> None:
-    """A run without oracle.path may go from a store to columns and back; which model it is, is a setting."""
+    """The data's rewards are nobody's: a run that learns from them does not go on with a model's."""
     config = OmegaConf.load(tmp_path / "config.yaml")
     config.oracle.path, config.oracle.mode, config.data.train = "", "columns", str(world.judged)
     OmegaConf.save(config, tmp_path / "config.yaml")
     command = [*begun, "oracle.path=''", f"data.train={world.judged}"]
     assert main([*command, "oracle.mode=columns"]) == STARTED
-    assert main([*command, "oracle.mode=cached", f"oracle.scores={world.rewards}"]) == STARTED
+    refusal = f"trainer.output_dir: {tmp_path} holds a run with oracle.mode=columns, not cached"
+    assert fails(*command, "oracle.mode=cached", f"oracle.scores={world.rewards}").startswith(refusal)
     assert fails(*command, f"oracle.path={world.oracle}").startswith(f"trainer.output_dir: {tmp_path} holds a run with")
