@@ -6,15 +6,9 @@ L = -log sigmoid( beta [ (log pi_w - log ref_w) - (log pi_l - log ref_l) ] )
 import torch.nn.functional as F
 from torch import Tensor
 
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
+from nemo_tvkd.losses import rewards
+
+METRICS = (*rewards.METRICS, "logps/chosen", "logps/rejected")
 
 
 def dpo_loss(
@@ -41,12 +35,7 @@ def dpo_loss(
     rejected_rewards = beta * (rejected_logps - rejected_reference_logps)
     margins = chosen_rewards - rejected_rewards
     losses = -(1 - label_smoothing) * F.logsigmoid(margins) - label_smoothing * F.logsigmoid(-margins)
-    metrics = {
-        "loss": losses,
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).to(losses.dtype),
+    metrics = rewards.reward_metrics(losses, chosen_rewards, rejected_rewards) | {
         "logps/chosen": chosen_logps,
         "logps/rejected": rejected_logps,
     }

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_tvkd.losses import dpo
+from nemo_tvkd.losses import dpo, rewards
 
 LOGPROBS = ("sum", "mean")
 CONTRASTS = ("ratio", "product")
@@ -93,12 +93,7 @@ def drdo_loss(
     excluded = log1mexp(log_l)
     focal = -weight * (log_w - excluded if contrast == "ratio" else log_w + excluded)
     losses = distillation + alpha * focal
-    metrics = {
-        "loss": losses,
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": margins,
-        "rewards/accuracies": (margins > 0).to(losses.dtype),
+    metrics = rewards.reward_metrics(losses, chosen_rewards, rejected_rewards) | {
         "logps/chosen": chosen_logps,
         "logps/rejected": rejected_logps,
         "logps/accuracies": (chosen_logps > rejected_logps).to(losses.dtype),

@@ -10,14 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "sft/loss",
-)
+from nemo_tvkd.losses import rewards
+
+METRICS = (*rewards.METRICS, "sft/loss")
 
 
 def reward_loss(
@@ -53,12 +48,5 @@ def reward_loss(
         assert chosen_lengths is not None
         likelihood = -chosen_logps / chosen_lengths
         losses = losses + alpha_sft * likelihood
-    metrics = {
-        "loss": losses,
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": difference,
-        "rewards/accuracies": (difference > 0).to(losses.dtype),
-        "sft/loss": likelihood,
-    }
+    metrics = rewards.reward_metrics(losses, chosen_rewards, rejected_rewards) | {"sft/loss": likelihood}
     return losses, metrics

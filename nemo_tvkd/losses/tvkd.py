@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_tvkd.losses import dpo
+from nemo_tvkd.losses import dpo, rewards
 
 FORMS = ("potential_difference", "next_value")
 TERMINALS = ("bootstrap", "zero")
@@ -88,12 +88,7 @@ def tvkd_loss(
         chosen_rewards = chosen_rewards - beta * chosen_reference_logps
         rejected_rewards = rejected_rewards - beta * rejected_reference_logps
     losses = -F.logsigmoid(chosen_rewards - rejected_rewards)
-    metrics = {
-        "loss": losses,
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": chosen_rewards - rejected_rewards,
-        "rewards/accuracies": (chosen_rewards > rejected_rewards).to(losses.dtype),
+    metrics = rewards.reward_metrics(losses, chosen_rewards, rejected_rewards) | {
         "logps/chosen": chosen_logps,
         "logps/rejected": rejected_logps,
         "shaping/chosen": chosen_shaping,
