@@ -164,15 +164,8 @@ def check_output(config: Any) -> None:
 
 def _one_oracle(saved: dict[str, Any], wanted: dict[str, Any]) -> bool:
     """Whether oracle.path says whose the rewards are, and nothing depends on where they come from."""
-    return (
-        bool(wanted["oracle.path"])
-        and wanted["oracle.normalize"] == "none"
-        and "columns"
-        not in (
-            saved["oracle.mode"],
-            wanted["oracle.mode"],
-        )
-    )
+    modes = (saved["oracle.mode"], wanted["oracle.mode"])
+    return bool(wanted["oracle.path"]) and wanted["oracle.normalize"] == "none" and "columns" not in modes
 
 
 def _same_paths(one: Any, other: Any) -> bool:

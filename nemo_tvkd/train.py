@@ -102,7 +102,7 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     noise.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     if config.data.label_noise:
         flipped, data = [item.tokens for item in prepared.flipped], config.data
-        record(directory / "label_noise.json", data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
+        record(noise, data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
     resume = _resumable(config)
     if resume:
         print(f"resuming {directory} after step {_steps(resume)}", flush=True)

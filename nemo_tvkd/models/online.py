@@ -14,6 +14,7 @@ from nemo_tvkd.data.batch import Batch, Item, OtherReading, collate, next_batch
 from nemo_tvkd.losses import ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.models.frozen import Statistics, pipeline_forward
 from nemo_tvkd.models.readout import Readout
+from nemo_tvkd.needs import provides
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 
 BATCH_FIELDS = {
@@ -69,7 +70,7 @@ class OnlineScorer(pl.Callback):
         scored = [dict(batch) for batch in batches]
         readings = [batch.pop("readings", {}) for batch in scored]
         for name, module, statistics in self.models:
-            provides = name.partition("/")[0]
+            need = provides(name)
             theirs = [read.get(name) for read in readings]
             inputs = [
                 collate([Item(reading.tokens) for reading in reads]) if reads else batch
@@ -77,11 +78,11 @@ class OnlineScorer(pl.Callback):
             ]
             results = pipeline_forward(module, inputs, statistics)
             for batch, reads, result in zip(scored, theirs, results, strict=False):
-                if provides == TEACHER_VALUE and reads:
+                if need == TEACHER_VALUE and reads:
                     result = _at_students_states(reads, result)
-                elif provides != name:
-                    result = torch.cat([batch[BATCH_FIELDS[provides]], result])
-                batch[BATCH_FIELDS[provides]] = result
+                elif need != name:
+                    result = torch.cat([batch[BATCH_FIELDS[need]], result])
+                batch[BATCH_FIELDS[need]] = result
         return scored
 
     def on_megatron_step_start(self, step: Any) -> Any:
