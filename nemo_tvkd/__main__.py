@@ -8,6 +8,9 @@ from typing import Any
 from nemo_tvkd import __version__
 from nemo_tvkd.errors import UserError
 
+ON_A_FOLDER = ("status", "report")
+"""Commands that take a folder, and no keys."""
+ON_A_RECIPE = ("submit", "doctor")
 HELP = {
     "train": (
         "trains any method: algorithm=tvkd|dpo|sft|reward|drdo|edpo",
@@ -29,6 +32,20 @@ HELP = {
         "preference accuracy, margins and rewards of a checkpoint (HF or NeMo) on pairs",
         "nemo-tvkd evaluate checkpoint=C data.validation=pairs.jsonl output=E.json",
     ),
+    "benchmark": (
+        "lm-eval tasks, generations for AlpacaEval and MT-Bench, a reward model's scores of a Hugging Face checkpoint",
+        "nemo-tvkd benchmark checkpoint=HF_DIR output=DIR",
+    ),
+    "submit": (
+        "composes a recipe into Slurm jobs with dependencies and submits them; --dry-run prints them",
+        "nemo-tvkd submit recipe=tvkd-llama-8b-1b cluster=example_pyxis train.trainer.seed=1,2,3 teacher_dpo=RUN",
+    ),
+    "doctor": (
+        "checks paths, tokenizers, layouts, memory and time of a recipe, and this machine, before anything starts",
+        "nemo-tvkd doctor recipe=tvkd-llama-8b-1b cluster=example_pyxis",
+    ),
+    "status": ("shows where a submitted recipe stands", "nemo-tvkd status RUN_DIR"),
+    "report": ("puts all results of a recipe (or of one run) in one page", "nemo-tvkd report RUN_DIR"),
     "bench": (
         "measures the parts on this machine: vocab (reductions), score, step; prints a table, writes JSON",
         "nemo-tvkd bench step parallel.tensor_model_parallel_size=2 bench.output=bench.json",
@@ -49,20 +66,46 @@ def usage() -> str:
     )
 
 
+OPTIONS = {
+    "train": "--from RUN_DIR trainer.output_dir=NEW repeats a run (its config.yaml), with overrides.\n",
+    "submit": (
+        "STAGE.KEY=VALUE sets a key of one stage's command, STAGE.cluster.KEY=VALUE one of its job. Several values\n"
+        "(train.trainer.seed=1,2,3) make array jobs of the stage and of those after it. STAGE=PATH takes PATH for the\n"
+        "stage's output. Stages whose output is there are skipped.\n\n"
+        "--dry-run           print the scripts; write and submit nothing\n"
+        "--from STAGE        do this stage and those after it again; what they wrote is set aside\n"
+        "--here STAGE        run one stage on this machine, without Slurm\n"
+        "--config-dir DIR    look for DIR/recipe/NAME.yaml and DIR/cluster/NAME.yaml as well\n"
+    ),
+    "doctor": (
+        "Arguments as of submit; without a recipe this machine alone is checked. Under srun all ranks take part in an\n"
+        "all-reduce.\n"
+    ),
+}
+
+
 def command_usage(command: str) -> str:
     """The text of `nemo-tvkd COMMAND --help`."""
+    what, example = HELP[command]
+    head = f"nemo-tvkd {command}: {what}\n\nexample: {example}\n"
+    if command in ON_A_FOLDER:
+        return head
+    return f"{head}\n{OPTIONS.get(command, '')}\n{_keys(command)}".replace("\n\n\n", "\n\n")
+
+
+def _keys(command: str) -> str:
+    from nemo_tvkd.compose import choices, compose
+    from nemo_tvkd.config import COMMANDS
+    from nemo_tvkd.documented import documented
+
+    if command not in ON_A_RECIPE:
+        return f"keys and defaults:\n{documented(compose(command, []), COMMANDS[command])}"
     from omegaconf import OmegaConf
 
-    from nemo_tvkd.compose import compose
+    from nemo_tvkd.cluster.config import SubmitConfig
 
-    what, example = HELP[command]
-    keys = OmegaConf.to_yaml(compose(command, []))
-    more = (
-        "\n--from RUN_DIR trainer.output_dir=NEW repeats a run (its config.yaml), with overrides.\n"
-        if command == "train"
-        else "\n"
-    )
-    return f"nemo-tvkd {command}: {what}\n\nexample: {example}\n{more}\nkeys and defaults:\n{keys}"
+    named = "\n".join(f"{group}={'|'.join(choices(group))}" for group in ("recipe", "cluster"))
+    return f"{named}\n\nkeys and defaults:\n{documented(OmegaConf.structured(SubmitConfig), SubmitConfig)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -88,7 +131,43 @@ def _dispatch(arguments: list[str]) -> int:
     if "-h" in rest or "--help" in rest:
         print(command_usage(command))
         return 0
+    if command in ON_A_FOLDER:
+        return _run_on_folder(command, rest)
+    if command in ON_A_RECIPE:
+        return _run_on_recipe(command, rest)
     return _run(command, rest)
+
+
+def _run_on_folder(command: str, rest: list[str]) -> int:
+    if len(rest) != 1 or "=" in rest[0]:
+        raise UserError(f"{command} takes the folder of a submitted recipe: {HELP[command][1]}")
+    if command == "status":
+        from nemo_tvkd.cluster.status import main as run
+    else:
+        from nemo_tvkd.report import main as run
+    return run(rest[0])
+
+
+def _run_on_recipe(command: str, rest: list[str]) -> int:
+    folder, rest = _take_option(rest, "--config-dir")
+    show, rest = _take_option(rest, "--cfg")
+    if show:
+        from omegaconf import OmegaConf
+
+        from nemo_tvkd.cluster.recipe import load_recipe
+
+        print(OmegaConf.to_yaml(load_recipe(rest, folder).config), end="")
+        return 0
+    if command == "doctor":
+        from nemo_tvkd.doctor import main as examine
+
+        return examine(rest, folder)
+    from nemo_tvkd.cluster.submit import main as submit
+
+    start, rest = _take_option(rest, "--from")
+    here, rest = _take_option(rest, "--here")
+    dry_run = "--dry-run" in rest
+    return submit([w for w in rest if w != "--dry-run"], folder=folder, dry_run=dry_run, start=start, here=here)
 
 
 def _run(command: str, rest: list[str]) -> int:
@@ -152,6 +231,12 @@ def _export_hf(config: Any) -> int:
     return export_main(config)
 
 
+def _benchmark(config: Any) -> int:
+    from nemo_tvkd.benchmark import main
+
+    return main(config)
+
+
 def _bench(config: Any) -> int:
     from nemo_tvkd.bench import main
 
@@ -164,6 +249,7 @@ RUNNERS: dict[str, Callable[[Any], int]] = {
     "evaluate": _evaluate,
     "import-hf": _import_hf,
     "export-hf": _export_hf,
+    "benchmark": _benchmark,
     "bench": _bench,
 }
 

@@ -10,17 +10,20 @@ from nemo_tvkd.errors import UserError
 
 TRAINING = ("train", "bench")
 """Commands whose configuration has an algorithm."""
+GROUPS = {"train": ("algorithm",), "bench": ("algorithm",), "submit": ("recipe", "cluster")}
+"""Keys that choose a file of conf/."""
 
 
-def compose(command: str, overrides: list[str], base: Path | None = None) -> Any:
+def compose(command: str, overrides: list[str], base: Path | None = None, folder: str = "") -> Any:
     """The resolved configuration of a command, from conf/ and `key=value` overrides.
 
     Args:
         base: a run's config.yaml to start from instead of the defaults (`train --from`).
+        folder: a folder of the user's own, laid out as conf/ is, that is looked in as well.
 
     Raises:
         UserError: an unknown key (with the nearest known one), a value of the wrong type or that cannot be parsed,
-            an unknown algorithm.
+            an unknown algorithm, recipe or cluster.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -35,14 +38,15 @@ def compose(command: str, overrides: list[str], base: Path | None = None) -> Any
     if base is not None:
         overrides = _as_overrides(base, overrides) + overrides
     _check_override_syntax(overrides)
-    groups = [o for o in overrides if _key(o) == "algorithm"] if command in TRAINING else []
-    _check_algorithm(groups)
+    groups = [o for o in overrides if _key(o) in GROUPS.get(command, ())]
+    _check_groups(groups, command, folder)
+    place = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
         try:
-            config = hydra_compose(command, overrides=overrides)
+            config = hydra_compose(command, overrides=place + overrides)
         except Exception as error:
-            _check_known(overrides, hydra_compose(command, overrides=groups))
+            _check_known(overrides, hydra_compose(command, overrides=place + groups))
             raise UserError(_one_line(error)) from error
     if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
         raise UserError(
@@ -73,11 +77,24 @@ def _key(override: str) -> str:
     return override.split("=", 1)[0]
 
 
-def _check_algorithm(groups: list[str]) -> None:
-    for override in groups:
-        value = override.split("=", 1)[1]
-        if value not in ALGORITHMS and not value.startswith("{"):
-            raise UserError(f"{override} is none of the known algorithms: {', '.join(ALGORITHMS)}")
+def _check_groups(chosen: list[str], command: str, folder: str) -> None:
+    for override in chosen:
+        group, value = override.split("=", 1)
+        known = list(ALGORITHMS) if group == "algorithm" else choices(group, folder)
+        if value not in known and not value.startswith("{"):
+            near = difflib.get_close_matches(value, known, 1)
+            hint = f"; did you mean {near[0]}?" if near and group != "algorithm" else ""
+            raise UserError(f"{override} is none of the known {group}s: {', '.join(known)}{hint}")
+    if missing := {"submit": {"recipe", "cluster"}}.get(command, set()) - {_key(o) for o in chosen}:
+        group = max(missing)
+        raise UserError(f"{group} is not set: {group}={'|'.join(choices(group, folder))}")
+
+
+def choices(group: str, folder: str = "") -> list[str]:
+    """The files of a group of conf/ that can be chosen; those that begin with _ are parts of others."""
+    places = [package_folder("conf"), *([Path(folder)] if folder else [])]
+    names = {file.stem for place in places for file in (place / group).glob("*.yaml")}
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def _as_overrides(base: Path, overrides: list[str]) -> list[str]:
@@ -99,18 +116,24 @@ def _as_overrides(base: Path, overrides: list[str]) -> list[str]:
         del saved["algorithm"]
     flat = flatten(saved)
     flat.pop("algorithm.name", None)
-    return [f"algorithm={name}"] * (not chosen) + [f"{key}={_quoted(value)}" for key, value in flat.items()]
+    return [f"algorithm={name}"] * (not chosen) + [f"{key}={quoted(value)}" for key, value in flat.items()]
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value in Hydra's grammar, where a backslash is one unless it stands before a quote."""
     if value is None:
         return "null"
     if isinstance(value, str):
         return "'" + re.sub(r"(\\*)('|$)", lambda m: m[1] * 2 + ("\\'" if m[2] else ""), value) + "'"
     if isinstance(value, list):
-        return "[" + ",".join(_quoted(v) for v in value) + "]"
+        return "[" + ",".join(quoted(v) for v in value) + "]"
     return str(value)
+
+
+def written(value: Any) -> str:
+    """A value in Hydra's grammar, without quotes where it reads the same without."""
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w/.:-]*", value)
+    return str(value) if plain and value.lower() not in ("true", "false", "null", "nan", "inf") else quoted(value)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -136,10 +159,10 @@ def _check_override_syntax(overrides: list[str]) -> None:
         try:
             parsed = parser.parse_override(override)
         except HydraException as error:
-            hint = f'text is quoted twice, as in "{key}={_quoted(value)}"'
+            hint = f'text is quoted twice, as in "{key}={quoted(value)}"'
             raise UserError(f"{key}: {value!r} cannot be read: {hint}") from error
         if parsed.is_sweep_override():
-            hint = f'a list is written [a,b], text as "{key}={_quoted(value)}"'
+            hint = f'a list is written [a,b], text as "{key}={quoted(value)}"'
             raise UserError(f"{key}: {value!r} is several values: {hint}")
 
 

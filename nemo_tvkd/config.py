@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.algorithms import ALGORITHMS
+from nemo_tvkd.benchmark.config import BenchmarkConfig
+from nemo_tvkd.cluster.config import SubmitConfig
 
 __all__ = ["ALGORITHMS", "COMMANDS", "package_folder"]
 
@@ -64,7 +66,9 @@ class OracleConfig(RewardSource):
 @dataclass
 class DataConfig:
     train: Any = ""
-    """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset."""
+    """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset, a copy of a hub dataset's folder; or
+    a dataset's hub id. The last two may name their split, as in ORG/NAME:SPLIT; else it is train, or test for
+    data.validation."""
     validation: Any = ""
     max_length: int = 1024
     """Tokens of prompt and response together."""
@@ -72,7 +76,13 @@ class DataConfig:
     """Longer prompts keep their end; null: no prompt is cut, and one that fills max_length is a bad row."""
     shuffle: bool = True
     chat_template: str = "auto"
-    """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | a jinja file."""
+    """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | llama3 | mistral | a jinja file. The
+    checkpoints of a run carry a template that was given by name or file, and the two tokens below."""
+    end_token: str = ""
+    """The token that ends a response, a word of the vocabulary; the tokenizer's own when empty. It is also that of
+    models with the same vocabulary; others (a teacher with another tokenizer) have their own."""
+    pad_token: str = ""
+    """The padding token that checkpoints name (training pads with nothing that a model reads); as data.end_token."""
     on_bad_row: str = "error"
     """error | skip (counted and reported)."""
 
@@ -288,6 +298,8 @@ COMMANDS: dict[str, type] = {
     "import-hf": ImportConfig,
     "export-hf": ExportConfig,
     "bench": BenchConfig,
+    "benchmark": BenchmarkConfig,
+    "submit": SubmitConfig,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
-from nemo_tvkd.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from nemo_tvkd.data.tokenizer import Dialogue, load_tokenizer, same_vocabulary, set_tokens, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint
 
@@ -22,21 +22,45 @@ class Encoder:
 
     @classmethod
     def build(
-        cls, checkpoint: Checkpoint, tokenizer: str, data: Any, key: str, template: tuple[str, str] | None = None
+        cls,
+        checkpoint: Checkpoint,
+        tokenizer: str,
+        data: Any,
+        key: str,
+        template: tuple[str, str] | None = None,
+        shared: "Encoder | None" = None,
     ) -> "Encoder":
         """The tokenizer that `key` names, or the checkpoint's own.
 
         Args:
             template: a configuration key and its chat template; data.chat_template when None.
+            shared: what data.end_token and data.pad_token are about, where they are not about this one: it takes
+                them over if it has the same vocabulary.
         """
         loaded = load_tokenizer(tokenizer or str(checkpoint.hf_dir), key)
         size, width = len(loaded), int(checkpoint.config.vocab_size)
         if size > width and max(loaded.get_vocab().values()) >= width:
             raise UserError(f"{key}: the tokenizer has {size} entries but the model's vocabulary has {width}")
+        if shared is None or same_vocabulary(loaded, shared.tokenizer):
+            set_tokens(loaded, data.end_token, data.pad_token)
         if loaded.eos_token_id is None:
-            raise UserError(f"{key}: the tokenizer has no end-of-sequence token to end a response with")
+            raise UserError(
+                f"{key}: the tokenizer has no end-of-sequence token to end a response with: "
+                + ("give one that has" if shared else "name one by data.end_token")
+            )
         name, setting = template or ("data.chat_template", data.chat_template)
         return cls(loaded, Template(loaded, setting, _end_ids(checkpoint), name), data)
+
+    def dialogue(self, tokenizer: str) -> Dialogue | None:
+        """What checkpoints must carry of data.chat_template, data.end_token and data.pad_token; None: nothing.
+
+        Args:
+            tokenizer: what `build` was told.
+        """
+        given, end, pad = self.template.given, self.data.end_token, self.data.pad_token
+        if given is None and not end and not pad:
+            return None
+        return Dialogue(tokenizer, given, end, pad, self.template.end_id)
 
     @property
     def fingerprint(self) -> str:
@@ -91,5 +115,5 @@ def check_vocabulary(checkpoint: Checkpoint, encoder: Encoder, key: str, owner: 
         own = load_tokenizer(tokenizer or str(checkpoint.hf_dir), key)
     except UserError:
         return  # a checkpoint without a tokenizer: the vocabulary size is all there is to compare
-    if tokenizer_fingerprint(own) != encoder.fingerprint:
+    if not same_vocabulary(own, encoder.tokenizer):
         raise UserError(f"{key}: its tokenizer is not {owner}'s, whose token ids it would read")

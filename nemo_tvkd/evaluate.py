@@ -135,10 +135,17 @@ def evaluate_rank(config: Any, job: Evaluation) -> None:
         result["oracle"] = source if source is None or isinstance(source, str) else list(source)
         result |= figures(numbers["checkpoint"], numbers.get("reference"), oracle, config)
         if config.output:
-            Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.output).write_text(json.dumps(result, indent=1) + "\n")
+            _write(Path(config.output), result)
         _show(result)
     launch.leave()
+
+
+def _write(file: Path, result: dict[str, Any]) -> None:
+    """Whole or not at all: where the file is, the evaluation is done."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.replace(file)
 
 
 def figures(

@@ -198,9 +198,8 @@ def set_reader(config: Any, found: Needs, name: str, path: str, say: Say) -> boo
             raise UserError(f"{need}.tokenizer is not set, and {key} has none for {need}.chat_template")
         return False  # it reads what the student reads
     template = (f"{need}.chat_template", section.chat_template or "auto")
-    own = Encoder.build(
-        checkpoint, section.tokenizer, config.data, f"{need}.tokenizer" if section.tokenizer else key, template
-    )
+    named = f"{need}.tokenizer" if section.tokenizer else key
+    own = Encoder.build(checkpoint, section.tokenizer, config.data, named, template, found.encoder)
     same_template = own.template.fingerprint == found.encoder.template.fingerprint
     if own.fingerprint == found.encoder.fingerprint and (same_template or not section.chat_template):
         if not same_template and own.template.name == "tokenizer":

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from nemo_tvkd.compose import flatten
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.noise import is_flipped
+from nemo_tvkd.data.tokenizer import Dialogue
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
@@ -45,6 +46,8 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
     flipped: list[Item] = field(default_factory=list)
     """Training pairs with a changed label (data.label_noise), as they are after it."""
+    dialogue: Dialogue | None = None
+    """What the run's checkpoints must carry beside what the student's has."""
 
 
 def prepare_training(config: Any) -> Prepared:
@@ -66,6 +69,8 @@ def prepare_training(config: Any) -> Prepared:
     check_output(config)
     check_writable(config.trainer.output_dir, "trainer.output_dir")
     encoder = Encoder.build(student, config.student.tokenizer, config.data, "student.tokenizer")
+    dialogue = encoder.dialogue(config.student.tokenizer)
+    notes += _end_token_note(encoder, dialogue)
     needs = resolve_needs(config, method, encoder, notes.append)
     train = needs.read(path_list(config.data.train, "data.train"), "data.train", notes.append)
     validation = []
@@ -84,6 +89,7 @@ def prepare_training(config: Any) -> Prepared:
         frozen=needs.frozen,
         notes=notes,
         flipped=flipped,
+        dialogue=dialogue,
     )
 
 
@@ -100,6 +106,17 @@ def _with_label_noise(data: Any, pairs: bool, items: list[Item], notes: list[str
         f"data.label_noise={share}: {len(flipped)} of {len(items)} training pairs are flipped (label_noise.json)"
     )
     return changed, flipped
+
+
+def _end_token_note(encoder: Encoder, dialogue: Dialogue | None) -> list[str]:
+    """A warning where a template's turns end otherwise than data.end_token says."""
+    if dialogue is None or not dialogue.end_token or dialogue.end_id == encoder.tokenizer.eos_token_id:
+        return []
+    ends = encoder.tokenizer.convert_ids_to_tokens(dialogue.end_id)
+    return [
+        f"warning: data.end_token={dialogue.end_token} ends no response: by template {encoder.template.name} they "
+        f"end with {ends}"
+    ]
 
 
 def _warnings(config: Any) -> list[str]:
@@ -136,7 +153,7 @@ FREE_TO_CHANGE = (
     *("reference.mode", "reference.scores"),
 )
 """What a resumed run may do differently and still be the same run."""
-OLDER = {"data.label_noise": 0.0, "data.label_noise_seed": 0}
+OLDER = {"data.label_noise": 0.0, "data.label_noise_seed": 0, "data.end_token": "", "data.pad_token": ""}
 """What the configurations of runs mean that were saved before there were these keys."""
 
 

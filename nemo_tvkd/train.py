@@ -2,12 +2,14 @@
 
 import errno
 import fcntl
+import json
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from nemo_tvkd.cluster.outputs import FINISHED
 from nemo_tvkd.data.noise import record
 from nemo_tvkd.data.template import NAMED
 from nemo_tvkd.errors import UserError
@@ -33,6 +35,7 @@ def main(config: Any) -> int:
             print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
         if done >= prepared.max_steps:
             print(f"{config.trainer.output_dir} is complete: step {done} of {prepared.max_steps}")
+            _write_finished(Path(config.trainer.output_dir), prepared.max_steps)
     if done >= prepared.max_steps:
         return 0
     return launch.run(train_rank, (config, prepared), prepared.ranks)
@@ -75,8 +78,16 @@ def fit(config: Any, prepared: Prepared) -> None:
     resume: Path | None = launch.on_rank_zero(_take, config, prepared, directory)  # one view of a shared file system
     try:
         _Run(config, prepared, _steps(resume)).fit(resume)
+        launch.on_rank_zero(_write_finished, directory, prepared.max_steps)
     finally:
         _LOCKS.pop(directory, None)
+
+
+def _write_finished(directory: Path, step: int) -> None:
+    """The mark of a run that has made its last step."""
+    partial = directory / f".{FINISHED}.partial"
+    partial.write_text(json.dumps({"step": step}) + "\n")
+    partial.replace(directory / FINISHED)
 
 
 _LOCKS: dict[Path, IO[str]] = {}
@@ -98,6 +109,7 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
             raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
     _LOCKS[directory] = lock
     _save_config(config, directory)
+    (directory / FINISHED).unlink(missing_ok=True)  # a longer run goes on
     noise = directory / "label_noise.json"
     noise.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     if config.data.label_noise:
@@ -199,7 +211,8 @@ class _Run:
         options, steps = self.config.trainer, self.prepared.max_steps
         directory = Path(options.output_dir)
         log = Recorder(directory, options.log_interval, steps, self.config.logger.tensorboard)
-        context = partial(write_context, model, self.prepared.student, reward_model=self.method.reward_model)
+        told: dict[str, Any] = {"reward_model": self.method.reward_model, "dialogue": self.prepared.dialogue}
+        context = partial(write_context, model, self.prepared.student, **told)
         save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
         chooser = self._chooser(model)
         callbacks = [StepSeed(options.seed), *(c for c in (scorer, chooser) if c), log, save]

@@ -34,6 +34,9 @@ CHOICES: dict[str, Sequence[str]] = {
     "score.precision": ("bf16", "fp32"),
     "precision": ("bf16", "fp32"),
     "kind": ("auto", "causal_lm", "reward_model"),
+    "recipe_scale": ("full", "tiny"),
+    "cluster.gpu_directive": ("gpus-per-node", "gres", "none"),
+    "cluster.container.runtime": ("none", "pyxis", "apptainer", "docker"),
 }
 POSITIVE = (
     "trainer.global_batch_size",
@@ -57,6 +60,8 @@ POSITIVE = (
     "data.max_prompt_length",
     *(f"bench.{name}" for name in ("repeats", "vocab_sizes", "hidden_size", "pairs", "growth")),
     *("bench.prompt_length", "bench.response_length"),
+    *(f"cluster.{name}" for name in ("nodes", "ranks_per_node", "cpus_per_rank", "gpu_memory_gib", "gpu_tflops")),
+    "cluster.signal_seconds",
 )
 NOT_NEGATIVE = (
     "parallel.lm_head_memory_mib",
@@ -76,6 +81,7 @@ NOT_NEGATIVE = (
     "algorithm.gamma",
     "algorithm.shaping.gamma",
     "data.label_noise_seed",
+    *(f"cluster.{name}" for name in ("gpus_per_node", "max_restarts", "max_failures")),
 )
 RANGES: dict[str, tuple[float, float]] = {
     "optim.warmup_ratio": (0, 1),

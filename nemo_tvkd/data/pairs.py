@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.data import hub
 from nemo_tvkd.data.records import COLUMNS, REQUIRABLE, Row, parse_record, row_from_record
 from nemo_tvkd.errors import UserError
 
@@ -82,6 +83,10 @@ def _records(path: Path, key: str, columns: Collection[str]) -> Iterator[tuple[s
 
     Tables are read in `columns` alone: the others need be neither read nor readable.
     """
+    if dataset := hub.find_dataset(path, key, READERS):
+        for number, record in _dataset_rows(hub.load(*dataset, key), columns):
+            yield f"{':'.join(dataset)}:{number}", record
+        return
     if not path.exists():
         raise UserError(f"{key}: {path} does not exist")
     if path.is_dir() and not _is_saved_dataset(path):
@@ -164,6 +169,11 @@ def _saved_dataset(path: Path, columns: Collection[str], split: str) -> Numbered
             raise ValueError(f"it holds the splits {', '.join(splits)}: name one, for example {path / splits[0]}")
         name = split if split in splits else splits[0]
         loaded = loaded[name]
+    yield from _dataset_rows(loaded, columns)
+
+
+def _dataset_rows(loaded: Any, columns: Collection[str]) -> Numbered:
+    """Of a `datasets.Dataset`."""
     names = loaded.column_names
     wanted = [name for name in names if name in columns]
     # "arrow" undoes a saved set_format, which would hand out tensors

@@ -13,12 +13,20 @@ from typing import Any
 
 import numpy as np
 
+from nemo_tvkd.config import package_folder
 from nemo_tvkd.data.align import PROBE, Reply, Span, check_offsets, find_texts, state_positions
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.records import Row
 from nemo_tvkd.errors import UserError
 
-NAMED = ("auto", "tokenizer", "plain")
+OWN = ("auto", "plain", "tokenizer")
+"""Settings of a chat template that add nothing to what the tokenizer has."""
+BUILT_IN: dict[str, tuple[str, ...]] = {
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    "mistral": (),
+}
+"""The templates of conf/chat_template, with the tokens without which a tokenizer would read their marks as words."""
+NAMED = (*OWN, *BUILT_IN)
 """Settings of a chat template that are no file's name."""
 
 TEMPLATE_DATE = date(2024, 7, 26)
@@ -62,11 +70,12 @@ class TokenizeReport:
 class Template:
     """How rows become ids: `name` for people, `fingerprint` (sha256 of the template's text, or "plain") for machines.
 
-    `chat_template` is "auto" (the tokenizer's own, else the plain transcript), "tokenizer", "plain", or the path of a
-    jinja file. `extra_end_ids` are further tokens that end a response (a model's generation config may name several).
+    `chat_template` is "auto" (the tokenizer's own, else the plain transcript), "tokenizer", "plain", the name of a
+    built-in one or the path of a jinja file; `given` is the text of the last two. `extra_end_ids` are further tokens
+    that end a response (a model's generation config may name several).
 
     Raises:
-        UserError: no such template, or one with a syntax error; names `key`.
+        UserError: no such template, one with a syntax error or of another tokenizer; names `key`.
     """
 
     def __init__(
@@ -78,6 +87,7 @@ class Template:
     ) -> None:
         self.tokenizer = tokenizer
         self.name, self._text = _template_text(tokenizer, chat_template, key)
+        self.given = None if chat_template in OWN else self._text
         self._setting = f"{key}={self.name}"
         self.fingerprint = "plain" if self._text is None else hashlib.sha256(self._text.encode()).hexdigest()
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -88,6 +98,16 @@ class Template:
         self._end_ids = frozenset(ends | {self._eos, *extra_end_ids})
         self._lead = self._leading_ids()
         self._check_syntax()
+
+    @property
+    def end_id(self) -> int:
+        """The token that responses end with, as a short one shows; the tokenizer's where that is refused."""
+        ask: Turn = {"role": "user", "content": "a"}
+        row = Row((ask,), "b", None, plain_prompt="a", plain_chosen="b", plain_rejected=None, source="")
+        try:
+            return int(self.encode(row, 1 << 20, None).chosen_ids[-1])
+        except UserError:  # a template that wants other turns
+            return int(self._eos)
 
     def encode(self, row: Row, max_length: int, max_prompt_length: int | None, positions: bool = False) -> Tokenized:
         """The row's ids: at most `max_length` for prompt and response, at most `max_prompt_length` for the prompt.
@@ -252,10 +272,20 @@ def _template_text(tokenizer: Any, setting: str, key: str) -> tuple[str, str | N
         except ValueError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{key}={setting}: {reason}") from error
+    if setting in BUILT_IN:
+        return setting, _built_in(tokenizer, setting, key)
     try:
         return setting, Path(setting).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}={setting} is none of auto, plain, tokenizer and no readable jinja file") from error
+        names = OWN if setting.endswith(".jinja") else NAMED  # a file was meant
+        raise UserError(f"{key}={setting} is none of {', '.join(names)} and no readable jinja file") from error
+
+
+def _built_in(tokenizer: Any, name: str, key: str) -> str:
+    vocabulary = tokenizer.get_vocab() if BUILT_IN[name] else {}
+    if missing := [token for token in BUILT_IN[name] if token not in vocabulary]:
+        raise UserError(f"{key}={name}: the tokenizer has no {missing[0]}, which this template is made of")
+    return (package_folder("conf") / "chat_template" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 def _pair_id(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray | None) -> str:

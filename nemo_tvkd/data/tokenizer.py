@@ -1,8 +1,10 @@
 """Tokenizers from what models are published with, as `transformers` tokenizers; a fingerprint tells them apart."""
 
+import difflib
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,21 @@ LLAMA3_SPECIAL = (
     *(f"<|reserved_special_token_{i}|>" for i in range(2, 246)),
 )
 """The 256 tokens after the ranks, in the order and with the names of PyPI's llama-models."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """How a run writes conversations where its configuration says so: what its checkpoints must carry."""
+
+    tokenizer: str
+    """As student.tokenizer: whose tokens these are; "" the student's own."""
+    chat_template: str | None
+    """The template's text; None: what the tokenizer has."""
+    end_token: str
+    """As data.end_token."""
+    pad_token: str
+    end_id: int
+    """The token that responses end with."""
 
 
 def load_tokenizer(path: str, key: str = "student.tokenizer") -> Any:
@@ -107,6 +124,40 @@ def _from_ranks(path: Path, key: str) -> Any:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False
     )
+
+
+def set_tokens(tokenizer: Any, end_token: str, pad_token: str) -> None:
+    """Make these a tokenizer's end and padding tokens; "" leaves it its own.
+
+    Raises:
+        UserError: no token of its vocabulary; names data.end_token or data.pad_token, and what is near.
+    """
+    vocabulary = tokenizer.get_vocab() if end_token or pad_token else {}
+    for name, attribute, token in (("end_token", "eos_token", end_token), ("pad_token", "pad_token", pad_token)):
+        if not token:
+            continue
+        if token not in vocabulary:
+            raise UserError(f"data.{name}={token} is not in the tokenizer's vocabulary{_near(tokenizer, token)}")
+        if vocabulary[token] in tokenizer.added_tokens_decoder:
+            setattr(tokenizer, attribute, token)
+        else:  # text that spells a plain word of the vocabulary is only read as that one token once it is special
+            tokenizer.add_special_tokens({attribute: token})
+
+
+def _near(tokenizer: Any, token: str) -> str:
+    special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
+    near = difflib.get_close_matches(token, dict.fromkeys(special), 3)
+    found = near or list(dict.fromkeys(special))[:8]
+    return f": {'near it' if near else 'its special tokens'} {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
+
+
+def same_vocabulary(one: Any, other: Any) -> bool:
+    """Whether token ids mean the same to two tokenizers; which of them ends a text may differ.
+
+    A base model and the chat model made of it differ in that alone.
+    """
+    special = [(tokenizer.bos_token_id, tokenizer.unk_token_id) for tokenizer in (one, other)]
+    return special[0] == special[1] and one.get_vocab() == other.get_vocab()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import complete_checkpoints
-from nemo_tvkd.runtime import cpu
+from nemo_tvkd.runtime import cpu, signals
 from nemo_tvkd.runtime.exits import SAVE_SIGNALS, Preempted
 
 
@@ -177,6 +177,10 @@ def _drop_rows_after(file: Path, step: int) -> None:
     partial.replace(file)
 
 
+ONE_CTRL_C_SECONDS = 1.0
+"""A terminal's Ctrl-C reaches a rank twice within this time: directly, and through the process that started it."""
+
+
 class Checkpointer(pl.Callback):
     """NeMo checkpoints every `interval` steps, at the end, and on SIGUSR1, SIGTERM or Ctrl-C; whole or not at all.
 
@@ -196,30 +200,33 @@ class Checkpointer(pl.Callback):
         self.directory, self.interval, self.keep, self.max_steps = directory, interval, keep, max_steps
         self.write_context = write_context
         self.signalled: int | None = None
-        self.previous: dict[int, Any] = {}
+        self.since = 0.0
+        self.give_back: Callable[[], None] = lambda: None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if dist.get_rank() == 0:
             self.directory.mkdir(parents=True, exist_ok=True)
             for leftover in self.directory.glob(".step-*"):
                 shutil.rmtree(leftover)
-        try:
-            self.previous = {s: signal.signal(s, self._remember) for s in SAVE_SIGNALS}
-        except ValueError:  # not the main thread: nobody can signal us there
-            self.previous = {}
-        dist.barrier()
+        dist.barrier()  # the ranks change their minds about signals together
+        self.give_back = signals.take_over(self._remember, SAVE_SIGNALS)
 
     def _remember(self, signum: int, frame: Any) -> None:
+        now = time.monotonic()
         if signum == signal.SIGINT and self.signalled == signum:
+            if now - self.since < ONE_CTRL_C_SECONDS:
+                return
             raise KeyboardInterrupt  # the second Ctrl-C does not wait
-        self.signalled = signum
+        self.signalled, self.since = signum, now
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
         stop = self._any_rank_signalled()
         if stop or step >= self.max_steps or (self.interval and step % self.interval == 0):
             self.save(trainer, step)
-        if stop and step < self.max_steps:
+        if step >= self.max_steps:
+            self.give_back()  # all is saved: a signal in the last validation ends the run at once
+        elif stop:
             raise Preempted(f"stopped by a signal after step {step}; run the same command again to continue")
 
     def _any_rank_signalled(self) -> bool:
@@ -241,5 +248,4 @@ class Checkpointer(pl.Callback):
         dist.barrier()
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
+        self.give_back()

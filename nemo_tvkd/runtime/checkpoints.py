@@ -24,6 +24,7 @@ from nemo.lightning import io
 from nemo.lightning.ckpt_utils import ckpt_to_context_subdir
 from nemo.lightning.io.state import _ModelState
 
+from nemo_tvkd.data.tokenizer import Dialogue
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.architecture import CausalLMConfig, model_config
 from nemo_tvkd.models.frozen import load_weights
@@ -39,7 +40,13 @@ from nemo_tvkd.models.policy import PolicyModel
 from nemo_tvkd.runtime.hf_weights import own_weights, pad_rows, read_model, write_reward_head
 from nemo_tvkd.runtime.launch import on_rank_zero
 from nemo_tvkd.runtime.reward_models import export_kind, make_reward_model
-from nemo_tvkd.runtime.side_files import copy_side_files, replace_tokenizer, side_fingerprint, write_provenance
+from nemo_tvkd.runtime.side_files import (
+    copy_side_files,
+    replace_tokenizer,
+    side_fingerprint,
+    write_dialogue,
+    write_provenance,
+)
 
 FORMAT = 1
 """Of imported checkpoints; raise it when older imports must not be used any more."""
@@ -219,16 +226,25 @@ def export_hf(source: Checkpoint, output: Path, kind: str = "auto") -> str:
     return warning
 
 
-def write_context(model: PolicyModel, student: Checkpoint, folder: Path, reward_model: bool = False) -> None:
+def write_context(
+    model: PolicyModel,
+    student: Checkpoint,
+    folder: Path,
+    reward_model: bool = False,
+    dialogue: Dialogue | None = None,
+) -> None:
     """Write a training checkpoint's context/ (rank 0): NeMo's model description and the student's side files.
 
     Args:
         reward_model: whether that is what is trained, rather than a policy that may have a reward head.
+        dialogue: what the side files must say that the student's do not.
     """
     trainer = _conversion_trainer()
     context = io.TrainerContext(model=model, trainer=trainer, extra={})
     context.io_dump(ckpt_to_context_subdir(folder), yaml_attrs=["model"])
     copy_side_files(student.hf_dir, folder / HF_SIDE_DIR)
+    if dialogue is not None:
+        write_dialogue(dialogue, folder / HF_SIDE_DIR)
     heads = {"lm_head": bool(model.config.lm_head), "reward_head": bool(model.config.reward_head)}
     write_provenance(folder, {"dtype": weights_dtype(student), **heads, "reward_model": reward_model})
 

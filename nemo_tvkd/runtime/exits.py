@@ -1,5 +1,6 @@
-"""How a process ends: exit codes, one line for a user's mistake, a traceback that names its rank for a crash."""
+"""How a process ends: exit codes, one line for a mistake or a signal, a traceback that names its rank for a crash."""
 
+import atexit
 import os
 import re
 import select
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.runtime import signals
 
 EXIT_USER_ERROR = 2
 EXIT_PREEMPTED = 85
@@ -20,6 +22,15 @@ EXIT_NOBODY_READS = 141
 PEER_GRACE_SECONDS = 3.0
 SAVE_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """A training run answers these with a checkpoint and exit code 85."""
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""Where there is nothing to save, these end a command at once, with exit code 85 too."""
+EXIT_AFTER_ANOTHER_RANK = 1
+NOTHING_TO_SAVE = "nemo-tvkd: stopped by a signal, nothing to save; run the same command again to continue"
+
+MEETING_POINT = "NEMO_TVKD_MEETING_POINT"
+"""Variable with the file where forked ranks meet. At the agent's own TCP store the first ranks would connect while
+later ones are forked: its thread then resolves their addresses, and a rank forked at that moment inherits glibc's
+resolver lock as taken and hangs."""
 
 
 class Preempted(Exception):
@@ -61,7 +72,28 @@ def is_rank_zero() -> bool:
 
 
 def guarded(entry: Callable[..., int | None], *args: Any) -> int:
-    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line from each node."""
+    """Call `entry` and turn how it ends into an exit code; a user's mistake is one line from each node.
+
+    While it runs, SIGUSR1 and SIGTERM end the process at once, but in a training loop.
+    """
+    try:
+        with signals.acting(_end_at_once, STOP_SIGNALS):
+            return _guarded(entry, *args)
+    finally:
+        atexit.unregister(signals.ignore)
+        atexit.register(signals.ignore, STOP_SIGNALS)  # what is done is done: no crash while Python shuts down
+
+
+def _end_at_once(signum: int) -> None:
+    code, line = EXIT_PREEMPTED, NOTHING_TO_SAVE if is_rank_zero() else ""
+    if signum == signal.SIGTERM and under_launcher():
+        # When a rank fails, srun --kill-on-bad-exit and torchrun send this to the others. srun then reports the
+        # highest code of all: it must be that rank's, or a mistake would be repeated for ever as a preemption.
+        code, line = (code if "RANK" in os.environ else EXIT_AFTER_ANOTHER_RANK), ""
+    signals.end(code, line)
+
+
+def _guarded(entry: Callable[..., int | None], *args: Any) -> int:
     try:
         code = entry(*args) or 0
         print(end="", flush=True)  # a pipe that nobody reads is noticed here, not when Python exits
@@ -77,19 +109,28 @@ def guarded(entry: Callable[..., int | None], *args: Any) -> int:
             print(f"nemo-tvkd: {stop}", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        if is_rank_zero():
-            print("nemo-tvkd: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _interrupted()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's answer to a Ctrl-C in its own loops
+            return _interrupted()
+        raise
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             return EXIT_NOBODY_READS
         if _lost_a_peer(error):
             # Not this rank's fault: let the launcher see the rank that died first, and its error instead of ours.
+            told = signals.told_to_stop()  # so was the other, which had nothing to save yet, or nothing more
             print(f"nemo-tvkd: rank {rank()} lost contact with another rank and stops", file=sys.stderr, flush=True)
-            time.sleep(PEER_GRACE_SECONDS)
-            return 1
+            time.sleep(0 if told else PEER_GRACE_SECONDS)
+            return EXIT_PREEMPTED if told else 1
         sys.stderr.write(f"nemo-tvkd: rank {rank()} failed\n{traceback.format_exc()}")
         return 1
+
+
+def _interrupted() -> int:
+    if is_rank_zero():
+        print("nemo-tvkd: interrupted", file=sys.stderr)
+    return EXIT_INTERRUPTED
 
 
 def _nobody_reads() -> bool:

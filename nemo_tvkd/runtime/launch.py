@@ -4,21 +4,35 @@ Under torchrun or srun a command joins what is there. Otherwise a command that n
 with torch's elastic agent; the first rank that dies ends the others, and its error and exit code are the command's.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.runtime import cpu
-from nemo_tvkd.runtime.exits import SAVE_SIGNALS, guarded, rank_variables, under_launcher
+from nemo_tvkd.runtime import cpu, signals
+from nemo_tvkd.runtime.exits import (
+    EXIT_INTERRUPTED,
+    EXIT_PREEMPTED,
+    MEETING_POINT,
+    NOTHING_TO_SAVE,
+    SAVE_SIGNALS,
+    STOP_SIGNALS,
+    guarded,
+    rank_variables,
+    under_launcher,
+)
 
 
 def world_size(parallel: Any) -> int:
@@ -140,18 +154,12 @@ def on_rank_zero(function: Callable[..., Any], *args: Any) -> Any:
     return outcome[0]
 
 
-MEETING_POINT = "NEMO_TVKD_MEETING_POINT"
-"""Variable with the file where forked ranks meet. At the agent's own TCP store the first ranks would connect while
-later ones are forked: its thread then resolves their addresses, and a rank forked at that moment inherits glibc's
-resolver lock as taken and hangs."""
-
-
 def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     """Run `entry(*args)` on `ranks` ranks and return the exit code.
 
     Under a launcher, or with one rank, it runs here. Otherwise the ranks are started on this machine: forked on the
-    CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1, SIGTERM and SIGINT reach the ranks, which save a
-    checkpoint in their own time.
+    CPU (so that NeMo is imported once), spawned with CUDA. SIGUSR1, SIGTERM and SIGINT are passed on to the ranks,
+    which save a checkpoint in their own time, or end at once where there is nothing to save.
     """
     if under_launcher():
         return _leave_at_once(guarded(entry, *args))
@@ -163,25 +171,27 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if cpu.on_cpu():
         _import_before_fork()
-    for signum in SAVE_SIGNALS:
-        signal.signal(signum, _forward_to_children)
-    with tempfile.TemporaryDirectory(prefix="nemo-tvkd-") as folder:
+    code, ends = 0, _PassOn(ranks)
+    with signals.acting(ends, SAVE_SIGNALS), tempfile.TemporaryDirectory(prefix="nemo-tvkd-") as folder:
         if cpu.on_cpu():
             os.environ[MEETING_POINT] = f"file://{folder}/rendezvous"
         try:
             elastic_launch(_launch_config(ranks), _rank_main)(entry, args)
         except ChildFailedError as error:
-            return _exit_code(error)
+            code = _exit_code(error, ends.told)
         finally:
+            ends.over.set()
             os.environ.pop(MEETING_POINT, None)
-    return 0
+    # The end of a process that has imported NeMo takes seconds, which nobody who sent a signal should wait for.
+    return _leave_at_once(code) if ends.told and code == EXIT_PREEMPTED else code
 
 
 def _launch_config(ranks: int) -> Any:
     from torch.distributed.launcher.api import LaunchConfig
 
     if os.environ.get("NEMO_TVKD_DEBUG") != "1":  # the ranks say themselves what went wrong
-        logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+        for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     # The agent's own way with SIGTERM and SIGINT is SIGKILL after 30 s, in the middle of a checkpoint.
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"
     agent: dict[str, Any] = {}
@@ -202,13 +212,41 @@ def _launch_config(ranks: int) -> Any:
     )
 
 
-def _forward_to_children(signum: int, frame: Any) -> None:
-    import psutil
+class _PassOn:
+    """Passes signals on to the ranks of this process, also to those that it starts only afterwards."""
 
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+        self.told: list[int] = []
+        self.over = threading.Event()
+
+    def __call__(self, signum: int) -> None:
+        if signum == signal.SIGINT and signum in self.told:  # a second Ctrl-C stops at once
+            signals.end(EXIT_INTERRUPTED, "nemo-tvkd: interrupted")
+        self.told.append(signum)
+        threading.Thread(target=self._send, args=(signum,), daemon=True).start()
+
+    def _send(self, signum: int) -> None:
+        # To a rank, SIGTERM is what torch's agent sends when another one has failed.
+        number = signal.SIGINT if signum == signal.SIGINT else signal.SIGUSR1
+        reached: set[int] = set()
+        while len(reached) < self.ranks and not self.over.is_set():
+            for child in _ranks_of_this_process():
+                if child.pid not in reached:
+                    reached.add(child.pid)
+                    with contextlib.suppress(psutil.Error):
+                        child.send_signal(number)
+            time.sleep(0.02)
+
+
+def _ranks_of_this_process() -> list[psutil.Process]:
+    """The children, but for the one that multiprocessing keeps for spawned ones."""
+    found = []
     for child in psutil.Process().children():
-        child.send_signal(signum)
-    if signum == signal.SIGINT:  # a second Ctrl-C stops at once
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with contextlib.suppress(psutil.Error):
+            if not any("resource_tracker" in word for word in child.cmdline()):
+                found.append(child)
+    return found
 
 
 def _rank_main(entry: Callable[..., Any], args: tuple) -> None:
@@ -224,9 +262,20 @@ def _leave_at_once(code: int) -> int:
     return code
 
 
-def _exit_code(error: Any) -> int:
-    """The command's exit code from the rank that failed first."""
+_ENDED_BY_SIGNAL = {code for number in STOP_SIGNALS for code in (-number, 128 + number)}
+"""Of a rank that a signal reached before it could say anything itself."""
+
+
+def _exit_code(error: Any, told: list[int]) -> int:
+    """The command's exit code from the rank that failed first.
+
+    Args:
+        told: signals that this process was given.
+    """
     rank, failure = next(iter(sorted(error.failures.items(), key=lambda item: item[1].timestamp)))
+    if set(told) & set(STOP_SIGNALS) and failure.exitcode in _ENDED_BY_SIGNAL:
+        print(NOTHING_TO_SAVE, file=sys.stderr)
+        return EXIT_PREEMPTED
     if failure.exitcode < 0:
         print(
             f"nemo-tvkd: rank {rank} (pid {failure.pid}) was killed by signal {-failure.exitcode}; the other ranks "

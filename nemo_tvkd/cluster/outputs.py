@@ -1,0 +1,25 @@
+"""What a stage leaves behind, and how to see that it is all there."""
+
+from pathlib import Path
+
+FINISHED = "finished.json"
+"""In a training run's output directory: the run has made its last step."""
+
+_MARKS = {
+    "train": FINISHED,
+    "score": "manifest.json",
+    "export-hf": "config.json",
+    "evaluate": "preferences.json",
+    "benchmark": "results.json",
+}
+"""Written last, whole or not at all."""
+
+
+def is_done(command: str, output: Path) -> bool:
+    """Whether a stage's output is complete."""
+    return (output / _MARKS[command]).is_file()
+
+
+def argument(command: str, output: Path) -> Path:
+    """What the command is told to write, for its output to be `output`."""
+    return output / _MARKS[command] if command == "evaluate" else output

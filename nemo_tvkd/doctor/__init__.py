@@ -1,0 +1,87 @@
+"""`nemo-tvkd doctor`: what would go wrong with a recipe, or on this machine, before anything starts."""
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import IO, TYPE_CHECKING
+
+from nemo_tvkd.doctor.check import Check
+
+if TYPE_CHECKING:
+    from nemo_tvkd.cluster.recipe import Submission
+
+
+def main(arguments: Sequence[str], folder: str = "") -> int:
+    """Check the recipe that is named, and this machine; returns 0, or 2 where something fails."""
+    from nemo_tvkd.doctor.machine import all_reduce_check, machine_checks
+    from nemo_tvkd.runtime.exits import is_rank_zero, under_launcher
+
+    checks: list[Check] = []
+    if arguments and is_rank_zero():
+        from nemo_tvkd.cluster.recipe import load_recipe
+
+        submission = load_recipe(arguments, folder)
+        if submission.config.recipe_scale == "tiny":
+            from nemo_tvkd.cluster.tiny import make_models
+
+            make_models(submission)
+        checks += check_recipe(submission)
+    checks += machine_checks()
+    if under_launcher():
+        checks.append(all_reduce_check())
+    if not is_rank_zero():
+        return 0
+    show(checks, sys.stdout)
+    return 2 if any(check.level == "FAIL" for check in checks) else 0
+
+
+def check_recipe(submission: "Submission") -> list[Check]:
+    """All checks of the stages that have to run, and of the cluster and the run folder."""
+    _see_what_jobs_see(submission)
+    from nemo_tvkd.doctor.cluster import cluster_checks
+    from nemo_tvkd.doctor.stages import StageChecks
+
+    stages = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "submitted"]
+    found = [check for stage in stages for check in _of_stage(stage)]
+    return [*cluster_checks(submission, stages), *found]
+
+
+def _of_stage(stage: object) -> Iterator[Check]:
+    from nemo_tvkd.doctor.sizes import hours_check, memory_check
+    from nemo_tvkd.doctor.stages import OWN_MODEL, StageChecks
+
+    assert isinstance(stage, StageChecks)
+    checks = list(stage.all())
+    yield from checks
+    failed = {check.name.rpartition(": ")[2] for check in checks if check.level == "FAIL"}
+    if stage.stage.command in OWN_MODEL and not failed & {"configuration", "layout"}:
+        yield stage.check("memory", partial(memory_check, stage))
+        if "data" not in failed:
+            yield stage.check("hours", partial(hours_check, stage))
+
+
+def _see_what_jobs_see(submission: "Submission") -> None:
+    """The jobs' caches, and no network where they have none: nothing is downloaded by looking."""
+    cluster = submission.config.cluster
+    os.environ.update({name: value for name, value in cluster.environment.items() if name.startswith("HF_")})
+    if cluster.offline:
+        os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+
+
+def show(checks: Sequence[Check], stream: IO[str]) -> None:
+    """A table of checks, each with a line of advice where it is not OK."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_lines=False)
+    for column in ("", "what", "found"):
+        table.add_column(column, overflow="fold")
+    colours = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
+    for check in checks:
+        said = Text(check.detail)
+        if check.advice and check.level != "OK":
+            said.append(f"\n-> {check.advice}", style="italic")
+        table.add_row(Text(check.level, style=colours[check.level]), Text(check.name), said)
+    Console(file=stream, width=None if stream.isatty() else 140).print(table)
