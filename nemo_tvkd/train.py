@@ -30,6 +30,8 @@ def main(config: Any) -> int:
     """Check, launch the ranks and train; returns the exit code."""
     prepared = prepare_training(config)
     done = _steps(_resumable(config))
+    if done >= prepared.max_steps and _owes_validation(config, prepared):
+        return launch.run(train_rank, (config, prepared), prepared.ranks)
     if is_rank_zero():
         for note in prepared.notes:
             print(note, file=sys.stderr if note.startswith("warning") else sys.stdout, flush=True)
@@ -39,6 +41,15 @@ def main(config: Any) -> int:
     if done >= prepared.max_steps:
         return 0
     return launch.run(train_rank, (config, prepared), prepared.ranks)
+
+
+def _owes_validation(config: Any, prepared: Prepared) -> bool:
+    """Whether a run was stopped between its last checkpoint and the validation that comes after it."""
+    file = Path(config.trainer.output_dir) / "metrics.jsonl"
+    if not prepared.validation or not file.exists():
+        return False
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return not any(row["step"] == prepared.max_steps and "eval_loss" in row for row in rows)
 
 
 def _resumable(config: Any) -> Path | None:
@@ -156,6 +167,7 @@ class _Run:
 
     def fit(self, resume: Path | None) -> None:
         from nemo_tvkd.runtime import trainer as build
+        from nemo_tvkd.runtime.callbacks import Validator
 
         model = self._model()
         scorer = self._online_scorer()
@@ -164,6 +176,10 @@ class _Run:
         new_head = model.config.reward_head and not self.prepared.student.has_reward_head
         trainer = build.trainer(self.config, self.prepared, callbacks, data.data_sampler, resume is None, new_head)
         trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+        if self.start >= self.prepared.max_steps:  # stopped before its last validation: all that is left to do
+            for callback in callbacks:
+                if isinstance(callback, Validator):
+                    callback.run(self.start)
 
     def _model(self) -> "PolicyModel":
         import torch

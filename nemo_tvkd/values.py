@@ -34,6 +34,8 @@ CHOICES: dict[str, Sequence[str]] = {
     "score.precision": ("bf16", "fp32"),
     "precision": ("bf16", "fp32"),
     "kind": ("auto", "causal_lm", "reward_model"),
+    "benchmark.backend": ("hf", "vllm"),
+    "benchmark.precision": ("bf16", "fp32"),
     "recipe_scale": ("full", "tiny"),
     "cluster.gpu_directive": ("gpus-per-node", "gres", "none"),
     "cluster.container.runtime": ("none", "pyxis", "apptainer", "docker"),
@@ -62,6 +64,7 @@ POSITIVE = (
     *("bench.prompt_length", "bench.response_length"),
     *(f"cluster.{name}" for name in ("nodes", "ranks_per_node", "cpus_per_rank", "gpu_memory_gib", "gpu_tflops")),
     "cluster.signal_seconds",
+    *(f"benchmark.{name}" for name in ("batch_size", "max_new_tokens", "limit")),
 )
 NOT_NEGATIVE = (
     "parallel.lm_head_memory_mib",

@@ -40,7 +40,7 @@ class SlurmCluster:
     """
 
     def __init__(
-        self, folder: Path, nodes: int = 2, plugin: Path | None = None, kill_wait: int = 4, node_timeout: int = 6
+        self, folder: Path, nodes: int = 2, plugin: Path | None = None, kill_wait: int = 4, node_timeout: int = 8
     ) -> None:
         self.folder = folder
         self.node_names = [f"n{i}" for i in range(1, nodes + 1)]

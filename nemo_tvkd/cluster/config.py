@@ -25,9 +25,13 @@ class ClusterConfig:
     """Where jobs run. STAGE.cluster.KEY=VALUE sets a key for one stage."""
 
     name: str = ""
+    """What tables and reports call the cluster."""
     account: str = ""
+    """Whose hours they are (sbatch --account); empty: the user's default."""
     partition: str = ""
+    """Where jobs queue (sbatch --partition); empty: the site's default."""
     qos: str = ""
+    """Quality of service (sbatch --qos); empty: the site's default."""
     node_type: str = "8x80gb"
     """Which of the recipe's layouts fits these nodes: 8x80gb | 4x64gb."""
     nodes: int | None = None
@@ -37,6 +41,7 @@ class ClusterConfig:
     ranks_per_node: int | None = None
     """Processes on a node; null: one for each GPU."""
     cpus_per_rank: int | None = None
+    """CPU cores of a process (sbatch --cpus-per-task); null: the site's default."""
     gpu_memory_gib: float = 80.0
     """Memory of one GPU, which `doctor` compares its estimate with."""
     gpu_tflops: float = 989.0
@@ -62,6 +67,7 @@ class ClusterConfig:
     sbatch_lines: list[str] = field(default_factory=list)
     """Further options of sbatch, each as behind #SBATCH."""
     srun_options: list[str] = field(default_factory=list)
+    """Further options of every srun, for example --mpi=pmix."""
     offline: bool = True
     """Tell Hugging Face's libraries that there is no network: models and data are on disk already."""
     python: str = "python"
@@ -128,12 +134,15 @@ class RecipeConfig:
     """A chain of stages from pretrained models to an evaluated student."""
 
     name: str = ""
+    """What jobs, the run folder and reports are called after."""
     models: dict[str, ModelConfig] = field(default_factory=dict)
+    """Pretrained models by their part (teacher, oracle, student)."""
     dataset: str = ""
     """Which of recipe.datasets the preference pairs are."""
     datasets: dict[str, DatasetConfig] = field(default_factory=dict)
     """Preference pairs by name; `sft`: conversations."""
     stages: dict[str, StageConfig] = field(default_factory=dict)
+    """Jobs by name."""
     layouts: dict[str, dict[str, LayoutConfig]] = field(default_factory=dict)
     """Node type -> stage -> layout."""
 

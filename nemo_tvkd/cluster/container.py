@@ -132,9 +132,7 @@ def _docker(
         '--label nemo-tvkd-job="$SLURM_JOB_ID"',
         *(f"-v {quote(mount)}" for mount in mounts),
         f"-w {folder}",
-        *textwrap.wrap(
-            " ".join(f"--env={name}" for name in (*RANK_VARIABLES, *variables)), 110, break_on_hyphens=False
-        ),
+        *textwrap.wrap(names, 110, break_on_hyphens=False),
         *options,
         image,
     )

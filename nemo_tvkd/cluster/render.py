@@ -1,6 +1,7 @@
 """A stage as a batch script, from the templates in slurm/."""
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,33 @@ def render(stage: Stage, run_dir: Path, recipe: str) -> str:
     Raises:
         UserError: a key of the cluster that cannot be written into a script.
     """
+    cluster = stage.cluster
+    gpus = cluster.gpus_per_node > 0 and stage.command not in WITHOUT_GPUS
+    variables = _variables(cluster, run_dir)
+    return (
+        _templates()
+        .get_template(TEMPLATES[stage.command])
+        .render(
+            stage=stage,
+            recipe=_one_line("recipe.name", recipe),
+            cluster=cluster,
+            run_dir=_one_line("run_dir", str(run_dir)),
+            script=quote(f"{run_dir}/jobs/{stage.name}.sbatch"),
+            directives=_directives(stage, run_dir, recipe, gpus),
+            variables=variables,
+            srun=_srun_options(stage),
+            container=wrapped(cluster.container, run_dir, list(variables), gpus),
+            python=quote(cluster.python),
+            sources=SOURCES,
+        )
+    )
+
+
+@cache
+def _templates() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    templates = Environment(
+    found = Environment(
         loader=FileSystemLoader(package_folder("slurm")),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -44,23 +69,8 @@ def render(stage: Stage, run_dir: Path, recipe: str) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # it is bash, not HTML: the filter `quote` is the escape
     )
-    templates.filters["quote"] = quote
-    cluster = stage.cluster
-    gpus = cluster.gpus_per_node > 0 and stage.command not in WITHOUT_GPUS
-    variables = _variables(cluster, run_dir)
-    return templates.get_template(TEMPLATES[stage.command]).render(
-        stage=stage,
-        recipe=_one_line("recipe.name", recipe),
-        cluster=cluster,
-        run_dir=_one_line("run_dir", str(run_dir)),
-        by_hand=f"sbatch {quote(f'{run_dir}/jobs/{stage.name}.sbatch')}",
-        directives=_directives(stage, run_dir, recipe, gpus),
-        variables=variables,
-        srun=_srun_options(stage),
-        container=wrapped(cluster.container, run_dir, list(variables), gpus),
-        python=quote(cluster.python),
-        sources=SOURCES,
-    )
+    found.filters["quote"] = quote
+    return found
 
 
 def _directives(stage: Stage, run_dir: Path, recipe: str, gpus: bool) -> list[str]:

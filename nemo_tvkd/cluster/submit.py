@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ def _from(submission: Submission, name: str) -> Submission:
 
 def _set_aside(submission: Submission) -> dict[Path, Path]:
     """Keep what the stages that are done again wrote under another name; returns output -> that name."""
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
     outputs = [stage.output for stage in _wanted(submission) if stage.output.exists()]
     moved = {output: output.with_name(f"{output.name}.before-{stamp}") for output in outputs}
     for output, aside in moved.items():
@@ -131,12 +131,13 @@ def _submit(submission: Submission) -> dict[str, int]:
     for folder in ("jobs", "logs"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.yaml").write_text(OmegaConf.to_yaml(submission.config))
+    scripts = {stage.name: run_dir / "jobs" / f"{stage.name}.sbatch" for stage in _wanted(submission)}
+    for stage in _wanted(submission):
+        scripts[stage.name].write_text(_script(submission, stage))
     jobs: dict[str, int] = {}
     try:
         for stage in _wanted(submission):
-            script = run_dir / "jobs" / f"{stage.name}.sbatch"
-            script.write_text(_script(submission, stage))
-            jobs[stage.name] = _sbatch(script, _dependency(submission, stage, jobs))
+            jobs[stage.name] = _sbatch(scripts[stage.name], _dependency(submission, stage, jobs))
         _write(submission, jobs)
     except BaseException:
         if jobs:
@@ -181,7 +182,7 @@ def _write(submission: Submission, jobs: dict[str, int]) -> None:
         "recipe": submission.config.recipe.name,
         "cluster": submission.config.cluster.name,
         "run_dir": str(submission.run_dir),
-        "submitted": datetime.now(UTC).isoformat(timespec="seconds"),
+        "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "stages": stages,
     }
     file = submission.run_dir / SUBMISSION
@@ -203,7 +204,7 @@ def _record(submission: Submission, stage: Stage, jobs: dict[str, int]) -> dict[
         "sweep": [list(words) for words in stage.sweep],
         "script": f"jobs/{stage.name}.sbatch",
         "nodes": stage.nodes,
-        "max_steps": None,
+        "max_steps": OmegaConf.select(stage.config(), "trainer.max_steps") if stage.command == "train" else None,
     }
 
 

@@ -246,7 +246,7 @@ def _tile(model: Model, settings: Settings, beside: int = 0) -> tuple[int, int]:
     """How many states and columns of logits exist at a time."""
     import torch
 
-    from nemo_tvkd.parallel.lm_head import _tile as tile
+    from nemo_tvkd.parallel.lm_head import tile
 
     columns = padded_vocab_size(model.config) // settings.layout.tensor
     return tile(settings.read, columns, torch.device(settings.device), settings.lm_head_memory, beside)

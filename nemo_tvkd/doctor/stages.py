@@ -21,6 +21,7 @@ from nemo_tvkd.prepare import check_batches
 from nemo_tvkd.values import check_values, path_list
 
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint")
+BESIDE = {"benchmark": ("benchmark.prompts", "benchmark.questions", "benchmark.task_folder")}
 OWN_MODEL = {"train": "student.path", "score": "score.model", "evaluate": "checkpoint"}
 """The model that a computing command is about."""
 
@@ -50,6 +51,7 @@ class StageChecks:
         if broken.level == "FAIL":
             return
         yield from self._paths()
+        yield from self._files_there()
         for name, check in self._computing():
             yield self.check(name, check)
 
@@ -87,6 +89,13 @@ class StageChecks:
                 yield self._path_check(name, key, self.found(key))
             except UserError as error:
                 yield Check(name, "FAIL", str(error))
+
+    def _files_there(self) -> Iterator[Check]:
+        """Files and folders that a command reads beside its models and its data."""
+        for key in BESIDE.get(self.stage.command, ()):
+            value = self._value(key)
+            if value and not Path(value).expanduser().exists():
+                yield Check(f"{self.stage.name}: {key}", "FAIL", f"{value} does not exist")
 
     def _path_check(self, name: str, key: str, found: Found) -> Check:
         if found.checkpoint is not None:

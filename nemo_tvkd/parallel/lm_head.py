@@ -101,7 +101,7 @@ def gather_sequence(hidden: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return _GatherSequence.apply(hidden, group)
 
 
-def _tile(tokens: int, columns: int, device: torch.device, memory: int, beside: int = 0) -> tuple[int, int]:
+def tile(tokens: int, columns: int, device: torch.device, memory: int, beside: int = 0) -> tuple[int, int]:
     """How many tokens and columns of logits exist at a time: all tokens, unless that leaves only few columns.
 
     `beside` is what else every column takes, in bytes.
@@ -138,7 +138,7 @@ def _collect(
     """Combined partial numbers [P, T] of all tokens."""
     start, valid = shard_bounds(weight.size(0), vocab_size, group)
     partial = hidden.new_empty(sweep.rows, hidden.size(0), dtype=torch.float32)
-    rows, columns = _tile(hidden.size(0), valid, hidden.device, memory)
+    rows, columns = tile(hidden.size(0), valid, hidden.device, memory)
     for first in range(0, hidden.size(0), rows):
         span = slice(first, first + rows)
         for left in range(0, max(valid, 1), columns):
@@ -172,7 +172,7 @@ class _HeadLogprobs(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         # Beside the logits: a block's rows of the weight's gradient in fp32, and one product that is added to them.
-        rows, columns = _tile(hidden.size(0), valid, hidden.device, ctx.memory, beside=8 * hidden.size(1))
+        rows, columns = tile(hidden.size(0), valid, hidden.device, ctx.memory, beside=8 * hidden.size(1))
         for left in range(0, valid, columns):
             block = _block(weight, left, columns, valid)
             grad_block = None if grad_weight is None else torch.zeros_like(block, dtype=torch.float32)

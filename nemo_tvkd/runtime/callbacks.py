@@ -141,12 +141,15 @@ class Validator(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, last = trainer.global_step, self.recorder.max_steps
-        if step < last and not (self.interval and step % self.interval == 0):
-            return
+        if step >= last or (self.interval and step % self.interval == 0):
+            self.run(step)
+
+    def run(self, step: int) -> None:
+        """Validate after a step and record it (collective)."""
         start = time.perf_counter()
         means = {f"eval_{name}": value for name, value in self.validate().items()}
         self.recorder.write({"step": step, **means}, step)
-        self.recorder.say(f"step {step}/{last}  {_short(means)}")
+        self.recorder.say(f"step {step}/{self.recorder.max_steps}  {_short(means)}")
         self.recorder.since += time.perf_counter() - start  # no training time
 
 

@@ -44,10 +44,10 @@ def check_parts(estimate: MemoryEstimate, found: dict[str, int]) -> None:
 @pytest.mark.parametrize(
     ("layout", "precision", "response", "options"),
     [
-        (Layout(), "fp32", 400, {}),
+        (Layout(), "fp32", 200, {}),
         (Layout(), "bf16", 400, {}),
         (Layout(tp=2), "bf16", 400, {}),
-        (Layout(tp=2, sp=True), "fp32", 400, {}),
+        (Layout(tp=2, sp=True), "fp32", 200, {}),
         (Layout(pp=2), "fp32", 80, {"micro_batches": 4}),
         (Layout(pp=2), "bf16", 200, {"micro_batches": 4}),
         (Layout(), "fp32", 400, {"recompute": True}),
@@ -72,10 +72,10 @@ def test_training(pool: RankPool, tmp_path: Path, layout: Layout, precision: str
 
 def test_tied_embeddings(pool: RankPool, tmp_path: Path) -> None:
     (found,) = measure(
-        pool, Layout(), tmp_path, "fp32", "trainer.global_batch_size=1", response=400, tie_word_embeddings=True
+        pool, Layout(), tmp_path, "fp32", "trainer.global_batch_size=1", response=100, tie_word_embeddings=True
     )
     tied = Model(hf_config(tie_word_embeddings=True))
-    check_parts(training_memory(tied, settings(Layout(), "fp32", 400)), found)
+    check_parts(training_memory(tied, settings(Layout(), "fp32", 100)), found)
 
 
 @pytest.mark.parametrize(

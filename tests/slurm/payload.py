@@ -4,6 +4,7 @@ A plan has one word for each attempt, separated by slashes; the last one stays. 
 
     a number   exit with this code
     wait       wait for USR1 or TERM, take a second to "save" and exit with 85; a rank that loses its peer crashes (1)
+    alone      as wait, but without an eye on its peer
     dull       sleep without a handler of signals, as Python does while it imports
     A+B        rank 0 does A, the others do B
 
@@ -75,6 +76,8 @@ class Rank:
     def act(self, action: str) -> int:
         if action == "dull":
             time.sleep(PATIENCE)
+        if action == "alone":
+            self.peers = []
         return int(action) if action.isdigit() else self._wait()
 
     def _wait(self) -> int:

@@ -49,6 +49,7 @@ def submitted(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     found.add("preparation", "0", environment={"PREPARATION": "2"})
     found.add("mistake_and_crash", "2+wait")
     found.add("mistake_and_kill", "2+dull")
+    found.add("crash_and_save", "1+alone", max_failures=0, max_restarts=1)
     found.add("array", "", sweep=["0", "2", "85/0"])
     found.add("after_array", "", *found.after("array", "aftercorr"), sweep=["0", "0", "0"])
     found.add("after_all", "0", *found.after("array"))
@@ -123,6 +124,13 @@ def test_a_crash_is_tried_again_as_often_as_allowed(submitted: Submitted) -> Non
     expected = ["restart 0 code 1 requeued", "restart 1 code 1 requeued", "restart 2 code 1 ended"]
     assert submitted.stages.ends("crashes") == [f"{job} {line}" for line in expected]
     assert submitted.stages.attempts(submitted.wait_for("after_crashes", "CANCELLED")) == 0
+
+
+def test_a_crash_is_one_even_if_other_ranks_save(submitted: Submitted) -> None:
+    """srun ends them with TERM, which they answer with 85."""
+    job = submitted.wait_for("crash_and_save", "FAILED")
+    assert submitted.stages.attempts(job) == 1
+    assert submitted.stages.ends("crash_and_save") == [f"{job} restart 0 code 1 ended"]
 
 
 def test_stops_and_crashes_have_budgets_of_their_own(submitted: Submitted) -> None:

@@ -12,12 +12,16 @@ from omegaconf import OmegaConf
 from nemo_tvkd import algorithms
 from nemo_tvkd import config as commands
 from nemo_tvkd.__main__ import main
+from nemo_tvkd.benchmark import config as benchmark
+from nemo_tvkd.cluster import config as cluster
 from nemo_tvkd.compose import TRAINING, compose
 from nemo_tvkd.config import ALGORITHMS, COMMANDS, package_folder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 
-MODULES = (commands, algorithms)
+MODULES = (commands, algorithms, benchmark, cluster)
+BY_DEFAULT = [command for command in COMMANDS if command != "submit"]
+"""Commands that have a configuration before anything is chosen; a chain of jobs has a recipe and a cluster."""
 SELF_EVIDENT = {
     *("TvkdConfig.name", "DpoConfig.name", "SftConfig.name", "RewardConfig.name", "DrdoConfig.name", "EdpoConfig.name"),
     *("DrdoConfig.alpha", "EdpoConfig.beta"),
@@ -34,6 +38,9 @@ SELF_EVIDENT = {
     *("ScoringConfig.tokenizer", "ScoringConfig.output", "ScoringConfig.precision"),
     *("EvaluateConfig.tokenizer", "EvaluateConfig.beta", "EvaluateConfig.micro_batch_size", "EvaluateConfig.precision"),
     *("ImportConfig.source", "ImportConfig.output", "ExportConfig.checkpoint", "ExportConfig.output"),
+    *("DatasetConfig.train", "DatasetConfig.validation"),
+    *("LayoutConfig.tensor_model_parallel_size", "LayoutConfig.pipeline_model_parallel_size", "LayoutConfig.nodes"),
+    *("LayoutConfig.sequence_parallel", "LayoutConfig.micro_batch_size", "LayoutConfig.recompute"),
     *("SizeConfig.hidden_size", "SizeConfig.num_layers", "SizeConfig.num_heads", "SizeConfig.vocab_size"),
 }
 """Keys whose name and default say it all, or that are documented where another command has them."""
@@ -43,7 +50,7 @@ def as_dict(config: Any) -> Any:
     return OmegaConf.to_container(config)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", BY_DEFAULT)
 def test_defaults_are_those_of_the_dataclasses(command: str) -> None:
     composed, plain = as_dict(compose(command, [])), dataclasses.asdict(COMMANDS[command]())
     if command in TRAINING:
@@ -68,7 +75,8 @@ def test_every_algorithm_has_its_loss_and_its_file() -> None:
 
 def test_yaml_holds_no_defaults() -> None:
     """A default lives once, in a dataclass."""
-    for file in package_folder("conf").rglob("*.yaml"):
+    conf = package_folder("conf")
+    for file in (*conf.glob("*.yaml"), *(conf / "algorithm").glob("*.yaml")):
         assert set(OmegaConf.to_container(OmegaConf.load(file))) == {"defaults"}, file
 
 
@@ -101,7 +109,17 @@ def test_every_dataclass_is_used() -> None:
 
     for kind in (*COMMANDS.values(), *ALGORITHMS.values()):
         visit(kind)
-    assert defined == used
+    # The values of a recipe's mappings.
+    assert defined == used | {"ModelConfig", "DatasetConfig", "StageConfig", "LayoutConfig"}
+
+
+def test_a_recipe_and_a_cluster_are_what_submit_has_no_default_for() -> None:
+    composed = as_dict(compose("submit", ["recipe=train", "cluster=local"]))
+    plain = dataclasses.asdict(cluster.SubmitConfig())
+    assert composed["cluster"] == plain["cluster"] | {"name": "local"}
+    assert composed["recipe_scale"] == plain["recipe_scale"] == "full"
+    assert composed["run_dir"] == "runs/train"
+    assert main(["submit", "--help"]) == 0
 
 
 def test_overrides() -> None:
@@ -248,13 +266,13 @@ def test_cfg_job_is_what_from_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert as_dict(OmegaConf.create(text)) == as_dict(compose("train", overrides))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", BY_DEFAULT)
 def test_cfg_job_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--cfg", "job"]) == 0
     assert as_dict(OmegaConf.create(capsys.readouterr().out)) == as_dict(compose(command, []))
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", BY_DEFAULT)
 def test_help_lists_every_key(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
