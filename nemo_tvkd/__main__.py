@@ -196,7 +196,7 @@ def _take_option(arguments: list[str], name: str) -> tuple[str, list[str]]:
     if name not in arguments:
         return "", arguments
     at = arguments.index(name)
-    if at + 1 == len(arguments):
+    if at + 1 == len(arguments) or not arguments[at + 1]:
         raise UserError(f"{name} needs a value")
     return arguments[at + 1], arguments[:at] + arguments[at + 2 :]
 

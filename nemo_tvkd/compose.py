@@ -12,6 +12,8 @@ TRAINING = ("train", "bench")
 """Commands whose configuration has an algorithm."""
 GROUPS = {"train": ("algorithm",), "bench": ("algorithm",), "submit": ("recipe", "cluster")}
 """Keys that choose a file of conf/."""
+OPEN = ("cluster.environment.", "recipe.datasets.", "recipe.models.")
+"""Sections to which keys may be added."""
 
 
 def compose(command: str, overrides: list[str], base: Path | None = None, folder: str = "") -> Any:
@@ -40,13 +42,17 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
     _check_override_syntax(overrides)
     groups = [o for o in overrides if _key(o) in GROUPS.get(command, ())]
     _check_groups(groups, command, folder)
-    place = [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
+    place = [f"hydra.searchpath=[{quoted(f'file://{Path(folder).absolute()}')}]"] if folder else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
         try:
-            config = hydra_compose(command, overrides=place + overrides)
+            config = hydra_compose(command, overrides=place + [_extending(o) for o in overrides])
         except Exception as error:
-            _check_known(overrides, hydra_compose(command, overrides=place + groups))
+            try:
+                known = hydra_compose(command, overrides=place + groups)
+            except Exception as broken:  # the mistake is in a file of these groups
+                raise UserError(_one_line(broken)) from broken
+            _check_known(overrides, known)
             raise UserError(_one_line(error)) from error
     if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
         raise UserError(
@@ -73,6 +79,11 @@ def _resolve(config: Any) -> None:
     OmegaConf.resolve(config)
 
 
+def _extending(override: str) -> str:
+    """Hydra's way of adding to a mapping whose keys are the user's own."""
+    return f"++{override}" if override.startswith(OPEN) else override
+
+
 def _key(override: str) -> str:
     return override.split("=", 1)[0]
 
@@ -81,7 +92,7 @@ def _check_groups(chosen: list[str], command: str, folder: str) -> None:
     for override in chosen:
         group, value = override.split("=", 1)
         known = list(ALGORITHMS) if group == "algorithm" else choices(group, folder)
-        if value not in known and not value.startswith("{"):
+        if value not in known and not (group == "algorithm" and value.startswith("{")):
             near = difflib.get_close_matches(value, known, 1)
             hint = f"; did you mean {near[0]}?" if near and group != "algorithm" else ""
             raise UserError(f"{override} is none of the known {group}s: {', '.join(known)}{hint}")
@@ -132,7 +143,7 @@ def quoted(value: Any) -> str:
 
 def written(value: Any) -> str:
     """A value in Hydra's grammar, without quotes where it reads the same without."""
-    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w/.:-]*", value)
+    plain = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w/.:-]*", value, re.ASCII)
     return str(value) if plain and value.lower() not in ("true", "false", "null", "nan", "inf") else quoted(value)
 
 
@@ -188,6 +199,10 @@ def _unknown(key: str, keys: list[str], sections: set[str]) -> str:
 
 def _one_line(error: Exception) -> str:
     """Hydra's and OmegaConf's messages span lines; the first one with the key says it."""
+    from yaml import MarkedYAMLError
+
+    if isinstance(error, MarkedYAMLError):  # the file stands in its second line
+        return " ".join(str(error).split())
     lines: list[str] = []
     key = ""
     cause: BaseException | None = error
@@ -195,4 +210,6 @@ def _one_line(error: Exception) -> str:
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or lines
         key = str(getattr(cause, "full_key", None) or key)
         cause = cause.__cause__
+    if lines[0].endswith("raised while composing config:"):  # In 'cluster/mine': ...
+        return f"{lines[0].split(':')[0]}: {' '.join(lines[1:])}"
     return f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -128,6 +129,7 @@ def _refuse_twice(run_dir: Path) -> None:
 def _submit(submission: Submission) -> dict[str, int]:
     """Write the scripts and submit them; all or none."""
     run_dir = submission.run_dir
+    shutil.rmtree(run_dir / "software", ignore_errors=True)  # no job of the chain runs: take the checkout as it is now
     for folder in ("jobs", "logs"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     (run_dir / "recipe.yaml").write_text(OmegaConf.to_yaml(submission.config))

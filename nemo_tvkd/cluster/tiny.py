@@ -23,9 +23,10 @@ def architecture(name: str, key: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such file in conf/model; names `key`.
     """
-    file = package_folder("conf") / "model" / f"{name}.json"
-    if not name or not file.is_file():
-        known = ", ".join(sorted(f.stem for f in file.parent.glob("*.json")))
+    folder = package_folder("conf") / "model"
+    file = folder / f"{name}.json"
+    if not file.is_file():
+        known = ", ".join(sorted(f.stem for f in folder.glob("*.json")))
         raise UserError(f"{key}={name} is none of the known architectures: {known}")
     return json.loads(file.read_text())
 
@@ -59,9 +60,9 @@ def shrink(config: Any, run_dir: Path, clusters: dict[str, Any]) -> None:
         model.tokenizer = model.tokenizer or model.path
         moved[model.path] = str(run_dir / "tiny" / name)
     for name, stage in recipe.stages.items():
-        for key in stage.models:  # interpolations are resolved by now
-            if key in stage.settings:
-                stage.settings[key] = moved.get(stage.settings[key], stage.settings[key])
+        for key, value in stage.settings.items():  # interpolations are resolved by now
+            if isinstance(value, str) and value in moved:
+                stage.settings[key] = moved[value]
         stage.settings.pop("student.tokenizer", None)  # the tiny model's own
         for layouts in recipe.layouts.values():
             layout = layouts.get(name, {})

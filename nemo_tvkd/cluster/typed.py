@@ -69,6 +69,9 @@ def typed_of(stage: str, words: Sequence[str]) -> Typed:
             swept[key] = values
         else:
             fixed[key] = value
+    if path is not None and (fixed or swept):
+        key = next(iter(fixed | swept))
+        raise UserError(f"{stage}.{key} is about a command that does not run: {stage}={path} takes the stage's place")
     choices = [dict(zip(swept, chosen, strict=True)) for chosen in itertools.product(*swept.values())]
     return Typed(path, choices if swept else [], fixed)
 

@@ -91,7 +91,7 @@ def join(parallel: Any, seed: int = 1234, init_method: str | None = None) -> Non
             if ranks["world"] > 1:
                 raise UserError(
                     f"{ranks['world']} ranks were started without a meeting point: export MASTER_ADDR (the first "
-                    "node's address) and MASTER_PORT, as slurm/train.sbatch does"
+                    "node's address) and MASTER_PORT, as slurm/ranks.sbatch does"
                 )
             init_method = f"file://{tempfile.mkdtemp()}/rendezvous"
         torch.distributed.init_process_group(

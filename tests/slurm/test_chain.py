@@ -26,7 +26,7 @@ SLOW = (
     *("train.trainer.max_steps=12", "train.trainer.save_interval=2"),
     # Nodes of their own for those that lose them.
     'teacher_dpo.cluster.sbatch_lines=["--nodelist=n3,n4"]',
-    'train.cluster.sbatch_lines=["--nodelist=n5,n6"]',
+    'train.cluster.sbatch_lines=["--exclude=n[1-4,8]"]',
 )
 
 
@@ -53,16 +53,14 @@ def done(slurm: SlurmCluster, pool: RankPool, tmp_path_factory: pytest.TempPathF
     try:
         slurm.signal(chain.at_step("student_sft", 1), "USR1")
         preempt(chain, chain.at_step("teacher_dpo", 5))
-        chain.at_step("train", 3)
-        slurm.kill_node("n5")
-        train_references(found, pool, folder)  # while Slurm finds out
-        job = chain.jobs()["train"]
-        slurm.wait_until(job, lambda: slurm.nodes()["n5"].startswith("down"), "dead n5", 90)
-        slurm.start_node("n5")
+        dead = slurm.job(chain.at_step("train", 3))["BatchHost"]
+        slurm.kill_node(dead)
+        train_references(found, pool, folder)  # while Slurm finds out, and starts the stage again with a spare node
         submit_mistake(found, folder)
         submit_seeds(found)
         for name in ("evaluate", "benchmark"):
             slurm.wait_for(chain.jobs()[name], "COMPLETED", 400)
+        slurm.start_node(dead)
         yield found
     finally:
         subprocess.run(["scancel", "--me"], env=slurm.environment, check=False, timeout=30)

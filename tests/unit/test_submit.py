@@ -3,59 +3,22 @@
 What a real Slurm makes of the scripts is tested in tests/slurm.
 """
 
-import json
 import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bad_input import Fails
-from recipe_folder import Folder
+from bad_input import Fails, write_rows
+from submit_stand_ins import Mine, Slurm
 
 from nemo_tvkd import doctor
-from nemo_tvkd.__main__ import RUNNERS, main
+from nemo_tvkd.__main__ import RUNNERS
 from nemo_tvkd.doctor.check import Check
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
-STAND_INS = {
-    # numbers jobs from 101 on, refuses the n-th where `fail` says n
-    "sbatch": """n=$(($(wc -l <"$0.log" 2>/dev/null || echo 0) + 1))
-printf '%s\\x1f' "$@" >>"$0.log"; echo >>"$0.log"
-if [ "$(cat "$0.fail" 2>/dev/null)" = "$n" ]; then echo "sbatch: error: invalid account" >&2; exit 1; fi
-echo "$((100 + n));cluster" """,
-    "squeue": 'cat "$0.answer" 2>/dev/null; exit 0',
-    "scontrol": 'echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1',
-    "sacct": 'echo "Slurm accounting storage is disabled" >&2; exit 1',
-    "scancel": 'echo "$@" >>"$0.log"',
-}
 ORDER = ["first", "second", "judge", "third", "export", "verdict"]
-
-
-class Slurm:
-    """The stand-ins in a folder that is first on PATH."""
-
-    def __init__(self, place: Path) -> None:
-        self.place = place
-        place.mkdir()
-        for name, text in STAND_INS.items():
-            (place / name).write_text(f"#!/bin/sh\n# a stand-in for {name} of Slurm\n{text}\n")
-            (place / name).chmod(0o755)
-
-    @property
-    def submitted(self) -> dict[str, tuple[int, list[str]]]:
-        """Stage -> (job, options), of all that sbatch was given."""
-        lines = self.lines("sbatch")
-        calls = [line.split("\x1f")[:-1] for line in lines]
-        return {Path(words[-1]).stem: (101 + n, words[:-1]) for n, words in enumerate(calls)}
-
-    def lines(self, name: str) -> list[str]:
-        log = self.place / f"{name}.log"
-        return log.read_text().splitlines() if log.exists() else []
-
-    def queue(self, *lines: str) -> None:
-        (self.place / "squeue.answer").write_text("".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture
@@ -63,23 +26,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     made = Slurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{made.place}{os.pathsep}{os.environ['PATH']}")
     return made
-
-
-class Mine(Folder):
-    def submit(self, *words: object) -> int:
-        return main([str(word) for word in self.words(*words)])
-
-    def words(self, *words: object) -> list[object]:
-        self.write()
-        return ["submit", *self.arguments, "--config-dir", self.place, *words]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        return json.loads((self.run_dir / "submission.json").read_text())
-
-    def files(self) -> set[str]:
-        """Everything in the run folder, whatever its depth."""
-        return {str(file.relative_to(self.run_dir)) for file in self.run_dir.rglob("*")}
 
 
 @pytest.fixture
@@ -321,3 +267,50 @@ def test_an_array_is_not_run_here(mine: Mine, run_here: list[Any], fails: Fails)
     assert "--here third" in line
     assert "2 jobs" in line
     assert run_here == []
+
+
+# --- with all that doctor checks --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(tmp_path: Path, slurm: Slurm, mistral_file: str) -> Mine:
+    """A rehearsal with a real tokenizer and rows, so that nothing is to be complained of."""
+    made = Mine(tmp_path / "a folder")
+    rows = [{"prompt": f"What is {n}?", "chosen": f"It is {n}.", "rejected": "No idea."} for n in range(40)]
+    pairs = write_rows(tmp_path / "pairs.jsonl", rows)
+    made.recipe["datasets"] = {"small": {"train": str(pairs)}}
+    for role, name in (("big", "mistral-7b"), ("little", "danube3-500m")):
+        made.recipe["models"][role] |= {"tokenizer": mistral_file, "architecture": name}
+    for stage, key, role in (
+        *(("first", "student.path", "big"), ("judge", "score.model", "big"), ("second", "student.path", "little")),
+        *(("third", "student.path", "little"), ("third", "teacher.path", "big"), ("export", "checkpoint", "little")),
+        ("verdict", "checkpoint", "little"),
+    ):
+        made.recipe["stages"][stage].setdefault("models", {})[key] = role
+    return made
+
+
+def test_a_rehearsal_is_checked_and_submitted(checked: Mine, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())  # the check looks through the jobs' eyes
+    assert checked.submit("recipe_scale=tiny") == 0
+    assert len(slurm.submitted) == 6
+    assert (checked.run_dir / "tiny" / "big" / "model.safetensors").is_file()
+
+
+MISTAKES = {
+    "third.optim.lrr=1": ["stage third", "optim.lrr", "optim.lr?"],
+    "first.parallel.tensor_model_parallel_size=3": ["first: layout", "3"],
+    "second.trainer.global_batch_size=6": ["second: batch", "6"],
+    "judge.data.train=/no/rows.jsonl": ["judge: data", "/no/rows.jsonl"],
+}
+
+
+def test_mistakes_of_all_stages_are_told_before_anything_is_queued(
+    checked: Mine, slurm: Slurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    assert checked.submit("recipe_scale=tiny", *MISTAKES) == 2
+    assert slurm.submitted == {}
+    failed = [line for line in capsys.readouterr().err.split("│ FAIL │") if line]
+    for said in MISTAKES.values():
+        assert any(all(part in line for part in said) for line in failed), (said, failed)
