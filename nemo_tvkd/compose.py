@@ -12,8 +12,8 @@ TRAINING = ("train", "bench")
 """Commands whose configuration has an algorithm."""
 GROUPS = {"train": ("algorithm",), "bench": ("algorithm",), "submit": ("recipe", "cluster")}
 """Keys that choose a file of conf/."""
-OPEN = ("cluster.environment.", "recipe.datasets.", "recipe.models.")
-"""Sections to which keys may be added."""
+OPEN = "cluster.environment."
+"""The section to which keys may be added."""
 
 
 def compose(command: str, overrides: list[str], base: Path | None = None, folder: str = "") -> Any:

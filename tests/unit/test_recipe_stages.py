@@ -222,3 +222,8 @@ def test_a_path_in_the_place_of_a_swept_stage_ends_the_sweep(mine: Folder, tmp_p
     submission = mine.load("first.optim.lr=1e-5,2e-5", f"third={tmp_path}")
     assert submission.stage("third", "").sweep == submission.stage("export", "").sweep == ()
     assert running(submission) == {"export", "verdict"}
+
+
+def test_a_variable_of_the_jobs_can_be_added() -> None:
+    submission = load_recipe(["recipe=train", "cluster=example_bare", "cluster.environment.NCCL_DEBUG=INFO"])
+    assert dict(submission.stages[0].cluster.environment) == {"NCCL_DEBUG": "INFO"}
