@@ -151,7 +151,12 @@ def _save_config(config: Any, directory: Path) -> None:
 
 
 def _absolute(value: Any) -> Any:
-    return str(Path(value).resolve()) if value and value not in NAMED and Path(str(value)).exists() else value
+    if not value or value in NAMED:
+        return value
+    if Path(str(value)).exists():
+        return str(Path(value).resolve())
+    folder, _, split = str(value).rpartition(":")  # a copy of a hub dataset, with its split
+    return f"{Path(folder).resolve()}:{split}" if folder and Path(folder).is_dir() else value
 
 
 class _Run:

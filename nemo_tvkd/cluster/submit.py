@@ -52,7 +52,7 @@ def main(arguments: Sequence[str], *, folder: str, dry_run: bool, start: str, he
     if code:
         return code
     _refuse_twice(submission.run_dir)
-    moved = _set_aside(submission) if start else {}
+    moved = _set_aside(submission, start) if start else {}
     try:
         jobs = _submit(submission)
     except BaseException:
@@ -83,12 +83,9 @@ def _checked(submission: Submission) -> int:
 
 def _from(submission: Submission, name: str) -> Submission:
     """Do a stage and all that read it again."""
-    start = submission.stage(name, "--from")
-    again = {name}
+    start, again = submission.stage(name, "--from"), _and_after(submission, name)
     stages = []
     for stage in submission.stages:
-        if again & set(stage.after):
-            again.add(stage.name)
         if stage.name in again:
             if stage.state == "replaced":
                 raise UserError(f"--from {name} does stage {stage.name} again, which {stage.output} takes the place of")
@@ -101,10 +98,20 @@ def _from(submission: Submission, name: str) -> Submission:
     return replace(submission, stages=without_unneeded(stages))
 
 
-def _set_aside(submission: Submission) -> dict[Path, Path]:
+def _and_after(submission: Submission, name: str) -> set[str]:
+    """A stage and all that read it, through others too; stages stand after those that they read."""
+    found = {name}
+    for stage in submission.stages:
+        if found & set(stage.after):
+            found.add(stage.name)
+    return found
+
+
+def _set_aside(submission: Submission, start: str) -> dict[Path, Path]:
     """Keep what the stages that are done again wrote under another name; returns output -> that name."""
     stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
-    outputs = [stage.output for stage in _wanted(submission) if stage.output.exists()]
+    again = _and_after(submission, start)
+    outputs = [stage.output for stage in submission.stages if stage.name in again and stage.output.exists()]
     moved = {output: output.with_name(f"{output.name}.before-{stamp}") for output in outputs}
     for output, aside in moved.items():
         output.rename(aside)

@@ -44,7 +44,9 @@ def check_recipe(submission: "Submission") -> list[Check]:
 
     stages = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "submitted"]
     found = [check for stage in stages for check in _of_stage(stage)]
-    return [*cluster_checks(submission, stages), *found]
+    done = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "done"]
+    changed = [check for stage in done if (check := stage.same_run()).level != "OK"]
+    return [*cluster_checks(submission, stages), *changed, *found]
 
 
 def _of_stage(stage: object) -> Iterator[Check]:

@@ -17,7 +17,7 @@ from nemo_tvkd.doctor.sample import Sample, count_rows, read_sample
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, padded_vocab_size
-from nemo_tvkd.prepare import check_batches
+from nemo_tvkd.prepare import check_batches, check_output
 from nemo_tvkd.values import check_values, path_list
 
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint")
@@ -50,10 +50,24 @@ class StageChecks:
         yield broken
         if broken.level == "FAIL":
             return
+        if (same := self.same_run()).level != "OK":
+            yield same
         yield from self._paths()
         yield from self._files_there()
         for name, check in self._computing():
             yield self.check(name, check)
+
+    def same_run(self) -> Check:
+        """Whether what a training stage has written, all or a part, was made with the settings of now."""
+        return self.check("output", self._same_run)
+
+    def _same_run(self) -> str:
+        for task in range(len(self.stage.outputs) if self.stage.command == "train" else 0):
+            try:
+                check_output(self.stage.config(task))
+            except UserError as error:
+                raise UserError(f"{error}; --from {self.stage.name} sets it aside") from error
+        return "none yet, or of this run"
 
     def check(self, name: str, check: Callable[[], Check | str]) -> Check:
         """What a check says; a UserError is a failure."""
