@@ -9,8 +9,8 @@ launch/local.sh STAGE recipe=NAME [cluster=NAME] [KEY=VALUE | STAGE.KEY=VALUE | 
 Runs one stage of a recipe here, as `nemo-tvkd submit` would in its job: one process for each rank, in this
 environment. Stages write to the same run folder, so one after the other makes the chain:
 
-    launch/local.sh student_sft recipe=tvkd_llama31_8b_llama32_1b run_dir=/runs/first
-    launch/local.sh train recipe=tvkd_llama31_8b_llama32_1b run_dir=/runs/first teacher_dpo=/models/teacher
+    launch/local.sh student_sft recipe=tvkd-llama-8b-1b run_dir=/runs/first
+    launch/local.sh train recipe=tvkd-llama-8b-1b run_dir=/runs/first teacher_dpo=/models/teacher
 
 cluster=local is the default. SIGUSR1, SIGTERM and Ctrl-C make training and scoring save their work and leave with
 exit code 85; the same command goes on from there. PYTHON=... names another interpreter than the .venv of this checkout.

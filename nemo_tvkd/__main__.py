@@ -150,6 +150,8 @@ def _run_on_folder(command: str, rest: list[str]) -> int:
 
 def _run_on_recipe(command: str, rest: list[str]) -> int:
     folder, rest = _take_option(rest, "--config-dir")
+    if folder and not Path(folder).is_dir():
+        raise UserError(f"--config-dir {folder} is no folder: it has recipe/NAME.yaml or cluster/NAME.yaml")
     show, rest = _take_option(rest, "--cfg")
     if show:
         from omegaconf import OmegaConf

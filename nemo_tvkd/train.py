@@ -3,7 +3,9 @@
 import errno
 import fcntl
 import json
+import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,6 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nemo_tvkd.cluster.outputs import FINISHED
 from nemo_tvkd.data.noise import record
-from nemo_tvkd.data.template import NAMED
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
@@ -20,6 +21,7 @@ from nemo_tvkd.needs import option, provides, teacher_value
 from nemo_tvkd.prepare import Prepared, prepare_training
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
+from nemo_tvkd.values import PATH_KEYS, absolute
 
 if TYPE_CHECKING:
     from nemo_tvkd.data.batch import Batch
@@ -101,6 +103,26 @@ def _write_finished(directory: Path, step: int) -> None:
     partial.replace(directory / FINISHED)
 
 
+def _lock(lock: IO[str], directory: Path) -> None:
+    """Take the lock; in a job that Slurm has started again a dead node may hold it for a while."""
+    restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    end = time.monotonic() + (LOCK_SECONDS if restarted else 0)
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() < end:
+                time.sleep(1)
+            elif restarted:  # no mistake: the job may be started again
+                raise RuntimeError(f"{directory} is still locked after {LOCK_SECONDS} s") from error
+            else:
+                raise UserError(
+                    f"trainer.output_dir: another run is writing to {directory}; choose another directory"
+                ) from error
+
+
+LOCK_SECONDS = 300
 _LOCKS: dict[Path, IO[str]] = {}
 """Open lock files of the runs in this process; closing one releases it."""
 
@@ -110,11 +132,7 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the length of the run)
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(
-            f"trainer.output_dir: another run is writing to {directory}; choose another directory"
-        ) from error
+        _lock(lock, directory)
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
             raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
@@ -132,10 +150,6 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     return resume
 
 
-PATH_KEYS = {"path", "scores", "tokenizer", "chat_template", "train", "validation", "output_dir"}
-"""Last parts of the keys that hold paths (or hub ids and names of templates, which stay as they are)."""
-
-
 def _save_config(config: Any, directory: Path) -> None:
     """config.yaml, with local paths made absolute so that `--from` works from anywhere."""
     from omegaconf import OmegaConf
@@ -143,20 +157,10 @@ def _save_config(config: Any, directory: Path) -> None:
     saved = OmegaConf.to_container(config)
     for section in saved.values():
         for key in PATH_KEYS & section.keys():
-            value = section[key]
-            section[key] = [_absolute(v) for v in value] if isinstance(value, list) else _absolute(value)
+            section[key] = absolute(section[key])
     partial_file = directory / ".config.yaml"
     partial_file.write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
     partial_file.replace(directory / "config.yaml")
-
-
-def _absolute(value: Any) -> Any:
-    if not value or value in NAMED:
-        return value
-    if Path(str(value)).exists():
-        return str(Path(value).resolve())
-    folder, _, split = str(value).rpartition(":")  # a copy of a hub dataset, with its split
-    return f"{Path(folder).resolve()}:{split}" if folder and Path(folder).is_dir() else value
 
 
 class _Run:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.data.template import NAMED
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses.drdo import CONTRASTS, LOGPROBS, STUDENT_REWARDS
 from nemo_tvkd.losses.edpo import ENSEMBLES
@@ -40,6 +41,13 @@ CHOICES: dict[str, Sequence[str]] = {
     "cluster.gpu_directive": ("gpus-per-node", "gres", "none"),
     "cluster.container.runtime": ("none", "pyxis", "apptainer", "docker"),
 }
+PATH_KEYS = frozenset(
+    {
+        *("path", "scores", "tokenizer", "chat_template", "train", "validation", "output_dir", "model", "checkpoint"),
+        *("reference", "prompts", "questions", "task_folder", "reward_model"),
+    }
+)
+"""Last parts of the keys that hold paths (or hub ids and names of templates)."""
 POSITIVE = (
     "trainer.global_batch_size",
     "trainer.micro_batch_size",
@@ -196,6 +204,19 @@ def check_writable(path: str, key: str) -> None:
         raise UserError(f"{key}: {path} cannot be made: {place} is a file")
     if not os.access(place, os.W_OK):
         raise UserError(f"{key}: {path} cannot be written: no permission in {place}")
+
+
+def absolute(value: Any) -> Any:
+    """A local path (or DIR:SPLIT), or a list of some, as absolute ones; hub ids and names stay as they are."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [absolute(each) for each in value]
+    if not isinstance(value, str) or not value or value in NAMED:
+        return value
+    if Path(value).expanduser().exists():
+        return str(Path(value).expanduser().absolute())
+    folder, _, split = value.rpartition(":")
+    there = folder and Path(folder).expanduser().is_dir()
+    return f"{Path(folder).expanduser().absolute()}:{split}" if there else value
 
 
 def path_list(value: Any, key: str) -> list[str]:

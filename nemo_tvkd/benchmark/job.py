@@ -74,7 +74,7 @@ def prepare(config: Any) -> Job:
             f"checkpoint: {checkpoint.path} has no chat template, which "
             f"{'benchmark.prompts and benchmark.questions need' if asked else 'benchmark.apply_chat_template needs'}"
         )
-    reward = _reward_model(options.reward_model) if options.reward_model else None
+    reward = reward_model(options.reward_model) if options.reward_model else None
     return Job(
         options=options,
         checkpoint=checkpoint,
@@ -100,7 +100,12 @@ def _language_model(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _reward_model(path: str) -> Checkpoint:
+def reward_model(path: str) -> Checkpoint:
+    """A Hugging Face sequence-classification model with one label.
+
+    Raises:
+        UserError: it is none.
+    """
     checkpoint = find_checkpoint(path, rewards.KEY)
     if checkpoint.kind == "nemo":
         raise UserError(f"{rewards.KEY}: {path} is a NeMo checkpoint: run nemo-tvkd export-hf first")

@@ -42,6 +42,8 @@ class ClusterConfig:
     """Processes on a node; null: one for each GPU."""
     cpus_per_rank: int | None = None
     """CPU cores of a process (sbatch --cpus-per-task); null: the site's default."""
+    memory: str = "0"
+    """Main memory of a node (sbatch --mem), for example 200G; 0: all of it; empty: the site's default."""
     gpu_memory_gib: float = 80.0
     """Memory of one GPU, which `doctor` compares its estimate with."""
     gpu_tflops: float = 989.0
@@ -70,6 +72,8 @@ class ClusterConfig:
     """Further options of every srun, for example --mpi=pmix."""
     offline: bool = True
     """Tell Hugging Face's libraries that there is no network: models and data are on disk already."""
+    preflight: bool = False
+    """Before a stage of several ranks, try its nodes: `nemo-tvkd doctor` on every rank, with an all-reduce."""
     python: str = "python"
     """The interpreter with nemo_tvkd, on the node or in the container."""
     container: ContainerConfig = field(default_factory=ContainerConfig)

@@ -5,21 +5,21 @@ from pathlib import Path
 FINISHED = "finished.json"
 """In a training run's output directory: the run has made its last step."""
 
-_MARKS = {
+MARKS = {
     "train": FINISHED,
     "score": "manifest.json",
     "export-hf": "config.json",
     "evaluate": "preferences.json",
     "benchmark": "results.json",
 }
-"""Written last, whole or not at all."""
+"""The file in a stage's output that is written last, whole or not at all."""
 
 
 def is_done(command: str, output: Path) -> bool:
     """Whether a stage's output is complete."""
-    return (output / _MARKS[command]).is_file()
+    return (output / MARKS[command]).is_file()
 
 
 def argument(command: str, output: Path) -> Path:
     """What the command is told to write, for its output to be `output`."""
-    return output / _MARKS[command] if command == "evaluate" else output
+    return output / MARKS[command] if command == "evaluate" else output

@@ -11,7 +11,7 @@ from nemo_tvkd.cluster.times import seconds, shorter
 from nemo_tvkd.cluster.typed import Typed, check_choice, check_first, first, typed_of
 from nemo_tvkd.compose import compose, written
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import check_values
+from nemo_tvkd.values import PATH_KEYS, absolute, check_values
 
 OUTPUT_KEYS = {
     "train": "trainer.output_dir",
@@ -133,6 +133,8 @@ def _composed(words: Sequence[str], folder: str) -> Any:
     if limit.isdecimal():  # what YAML makes of 24:00:00 without quotes is a number, too
         raise UserError(f'cluster.time={limit} is no time limit: write hours:minutes:seconds, in YAML "24:00:00"')
     seconds(limit)
+    for name in ("image", "install"):
+        config.cluster.container[name] = absolute(config.cluster.container[name])
     return config
 
 
@@ -264,7 +266,7 @@ class _Chain:
                 other = self.found[value[1:]]
                 value = str(other.outputs[task] if other.sweep else other.output)
             if value != "":
-                words[key] = written(value)
+                words[key] = written(absolute(value) if key.rpartition(".")[2] in PATH_KEYS else value)
         return words
 
     def _model(self, name: str, key: str, model: str) -> ModelConfig:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.cluster.container import quote, wrapped
+from nemo_tvkd.cluster.outputs import MARKS
 from nemo_tvkd.cluster.recipe import Stage, ranks_per_node
 from nemo_tvkd.config import package_folder
 from nemo_tvkd.errors import UserError
@@ -37,7 +38,7 @@ def render(stage: Stage, run_dir: Path, recipe: str) -> str:
     """
     cluster = stage.cluster
     gpus = cluster.gpus_per_node > 0 and stage.command not in WITHOUT_GPUS
-    variables = _variables(cluster, run_dir)
+    variables = _variables(cluster, run_dir, _cpus(stage))
     return (
         _templates()
         .get_template(TEMPLATES[stage.command])
@@ -46,6 +47,7 @@ def render(stage: Stage, run_dir: Path, recipe: str) -> str:
             recipe=_one_line("recipe.name", recipe),
             cluster=cluster,
             run_dir=_one_line("run_dir", str(run_dir)),
+            mark=MARKS[stage.command],
             script=quote(f"{run_dir}/jobs/{stage.name}.sbatch"),
             directives=_directives(stage, run_dir, recipe, gpus),
             variables=variables,
@@ -83,6 +85,7 @@ def _directives(stage: Stage, run_dir: Path, recipe: str, gpus: bool) -> list[st
         "ntasks-per-node": stage.ranks_per_node,
         **_gpu_option(cluster, gpus),
         "cpus-per-task": _cpus(stage),
+        "mem": cluster.memory,
         "time": cluster.time,
         "account": cluster.account,
         "partition": cluster.partition,
@@ -123,9 +126,9 @@ def _srun_options(stage: Stage) -> list[str]:
     return [*own, *(quote(word) for word in stage.cluster.srun_options)]
 
 
-def _variables(cluster: Any, run_dir: Path) -> dict[str, str]:
+def _variables(cluster: Any, run_dir: Path, threads: int | None) -> dict[str, str]:
     """What the jobs export; the cluster's own settings come last."""
-    found = {"NEMO_TVKD_CACHE": f"{run_dir}/imported", "OMP_NUM_THREADS": str(cluster.cpus_per_rank or 1)}
+    found = {"NEMO_TVKD_CACHE": f"{run_dir}/imported", "OMP_NUM_THREADS": str(threads or 1)}
     if cluster.container.runtime != "none":
         found["PYTHONNOUSERSITE"] = "1"  # packages in ~/.local must not hide the image's
     if cluster.offline:

@@ -1,6 +1,7 @@
 """`nemo-tvkd submit`: a recipe as a chain of Slurm jobs."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,10 +17,14 @@ from omegaconf import OmegaConf
 from nemo_tvkd.cluster.queue import SlurmUnavailable, job_states
 from nemo_tvkd.cluster.recipe import Stage, Submission, load_recipe, without_unneeded
 from nemo_tvkd.cluster.render import render
+from nemo_tvkd.doctor import see_what_jobs_see
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.report.folder import read_run
 from nemo_tvkd.values import check_writable
 
 SUBMISSION = "submission.json"
+OWN = ("SLURM_CONF",)
+"""Of Slurm's variables those that are no job's: within one, sbatch would take the others for its options."""
 
 
 def main(arguments: Sequence[str], *, folder: str, dry_run: bool, start: str, here: str) -> int:
@@ -32,10 +37,13 @@ def main(arguments: Sequence[str], *, folder: str, dry_run: bool, start: str, he
         here: run this one stage in this process instead (--here).
     """
     submission = load_recipe(arguments, folder)
+    see_what_jobs_see(submission)
     if here and (dry_run or start):
         raise UserError("--here runs one stage in this process: --dry-run and --from are about jobs, leave them out")
     if here:
         return _run_here(submission, here)
+    if submission.config.cluster.name == "local":
+        raise UserError("cluster=local is this machine, which has no queue: run one stage on it with --here STAGE")
     check_writable(str(submission.run_dir), "run_dir")
     if start:
         submission = _from(submission, start)
@@ -120,10 +128,12 @@ def _set_aside(submission: Submission, start: str) -> dict[Path, Path]:
 
 def _refuse_twice(run_dir: Path) -> None:
     """A chain whose jobs are still queued must not get a second set of them."""
-    file = run_dir / SUBMISSION
-    if not file.is_file():
+    written = [file.read_text().strip() for file in (run_dir / "jobs").glob("*.job")]  # by jobs started by hand, too
+    jobs = [int(job) for job in written if job.isdecimal()]
+    if (run_dir / SUBMISSION).is_file():
+        jobs += [stage.job_id for stage in read_run(run_dir, single=False).stages if stage.job_id]
+    if not jobs:
         return
-    jobs = [stage["job_id"] for stage in json.loads(file.read_text())["stages"] if stage["job_id"]]
     try:
         alive = sorted({key[0] for key, job in job_states(jobs).items() if not job.ended})
     except SlurmUnavailable as error:
@@ -168,7 +178,11 @@ def _dependency(submission: Submission, stage: Stage, jobs: dict[str, int]) -> l
 def _sbatch(script: Path, options: list[str]) -> int:
     try:
         done = subprocess.run(
-            ["sbatch", "--parsable", *options, str(script)], capture_output=True, text=True, check=False
+            ["sbatch", "--parsable", *options, str(script)],
+            env={name: value for name, value in os.environ.items() if name in OWN or not name.startswith("SLURM_")},
+            capture_output=True,
+            text=True,
+            check=False,
         )
     except FileNotFoundError as error:
         raise UserError(
@@ -247,5 +261,6 @@ def _run_here(submission: Submission, name: str) -> int:
         from nemo_tvkd.cluster.tiny import make_models
 
         make_models(submission)
+    os.environ.update(stage.cluster.environment)
     print(f"nemo-tvkd {stage.command} {' '.join(stage.overrides)}", flush=True)
     return RUNNERS[stage.command](stage.config())

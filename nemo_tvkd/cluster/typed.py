@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tvkd.compose import quoted
+from nemo_tvkd.compose import quoted, written
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.values import PATH_KEYS, absolute
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,9 @@ def typed_of(stage: str, words: Sequence[str]) -> Typed:
         elif key.startswith("cluster."):
             continue
         elif (values := _several(word, key, value)) is not None:
-            swept[key] = values
+            swept[key] = [_from_anywhere(key, each) for each in values]
         else:
-            fixed[key] = value
+            fixed[key] = _from_anywhere(key, value)
     if path is not None and (fixed or swept):
         key = next(iter(fixed | swept))
         raise UserError(f"{stage}.{key} is about a command that does not run: {stage}={path} takes the stage's place")
@@ -83,6 +84,20 @@ def _existing(word: str, value: str, stage: str) -> Path:
     if not path.exists():
         raise UserError(f"{word}: {path} does not exist, so it cannot take the place of stage {stage}")
     return path
+
+
+def _from_anywhere(key: str, value: str) -> str:
+    """A value in Hydra's grammar, whose paths do not depend on the current directory: jobs have another one."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import QuotedString
+
+    if key.rpartition(".")[2] not in PATH_KEYS:
+        return value
+    parsed = OverridesParser.create().parse_override(f"{key}={value}").value()
+    listed = parsed if isinstance(parsed, list) else [parsed]
+    plain = [each.text if isinstance(each, QuotedString) else each for each in listed]
+    found = absolute(plain)
+    return value if found == plain else written(found if isinstance(parsed, list) else found[0])
 
 
 def _several(word: str, key: str, value: str) -> list[str] | None:

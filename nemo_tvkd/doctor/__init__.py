@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 from nemo_tvkd.doctor.check import Check
 
 if TYPE_CHECKING:
-    from nemo_tvkd.cluster.recipe import Submission
+    from nemo_tvkd.cluster.recipe import Stage, Submission
 
 
 def main(arguments: Sequence[str], folder: str = "") -> int:
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str], folder: str = "") -> int:
         from nemo_tvkd.cluster.recipe import load_recipe
 
         submission = load_recipe(arguments, folder)
+        see_what_jobs_see(submission)
         if submission.config.recipe_scale == "tiny":
             from nemo_tvkd.cluster.tiny import make_models
 
@@ -38,15 +39,25 @@ def main(arguments: Sequence[str], folder: str = "") -> int:
 
 def check_recipe(submission: "Submission") -> list[Check]:
     """All checks of the stages that have to run, and of the cluster and the run folder."""
-    _see_what_jobs_see(submission)
     from nemo_tvkd.doctor.cluster import cluster_checks
     from nemo_tvkd.doctor.stages import StageChecks
 
     stages = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "submitted"]
     found = [check for stage in stages for check in _of_stage(stage)]
+    replaced = [check for stage in submission.stages if (check := _replaced(stage)) is not None]
     done = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "done"]
     changed = [check for stage in done if (check := stage.same_run()).level != "OK"]
-    return [*cluster_checks(submission, stages), *changed, *found]
+    return [*cluster_checks(submission, stages), *replaced, *changed, *found]
+
+
+def _replaced(stage: "Stage") -> Check | None:
+    """Whether the path in the place of a stage holds what the stage would have written."""
+    from nemo_tvkd.cluster.outputs import MARKS, is_done
+
+    if stage.state != "replaced" or stage.command == "train" or is_done(stage.command, stage.output):
+        return None  # a model is looked at by the stages that read it
+    wanted = f"{stage.output} has no {MARKS[stage.command]}: it is no output of `nemo-tvkd {stage.command}`"
+    return Check(f"{stage.name}: output", "FAIL", wanted)
 
 
 def _of_stage(stage: object) -> Iterator[Check]:
@@ -56,6 +67,10 @@ def _of_stage(stage: object) -> Iterator[Check]:
     assert isinstance(stage, StageChecks)
     checks = list(stage.all())
     yield from checks
+    if stage.stage.command == "benchmark" and checks[0].level == "OK":
+        from nemo_tvkd.doctor.benchmark import benchmark_checks
+
+        yield from benchmark_checks(stage)
     failed = {check.name.rpartition(": ")[2] for check in checks if check.level == "FAIL"}
     if stage.stage.command in OWN_MODEL and not failed & {"configuration", "layout"}:
         yield stage.check("memory", partial(memory_check, stage))
@@ -63,7 +78,7 @@ def _of_stage(stage: object) -> Iterator[Check]:
             yield stage.check("hours", partial(hours_check, stage))
 
 
-def _see_what_jobs_see(submission: "Submission") -> None:
+def see_what_jobs_see(submission: "Submission") -> None:
     """The jobs' caches, and no network where they have none: nothing is downloaded by looking."""
     cluster = submission.config.cluster
     os.environ.update({name: value for name, value in cluster.environment.items() if name.startswith("HF_")})

@@ -11,8 +11,8 @@ from nemo_tvkd.doctor.stages import StageChecks
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS
 
 GIB = 2**30
-FULL = 0.9
-"""Share of a card above which an estimate is no comfort."""
+FULL, SURE = 0.9, 1.15
+"""Shares of a card: above the first an estimate is no comfort, above the second it is certain that it does not fit."""
 
 
 def model_in(stage: StageChecks) -> Model:
@@ -51,9 +51,18 @@ def settings_of(stage: StageChecks) -> Settings:
         tokens=size * (2 if pairs else 1) * config.data.max_length,
         precision=precision,
         recompute=command == "train" and config.trainer.recompute,
+        micro_batches=_micro_batches(stage),
         lm_head_memory=config.parallel.lm_head_memory_mib * 2**20,
         device="cuda" if stage.stage.cluster.gpus_per_node else "cpu",
     )
+
+
+def _micro_batches(stage: StageChecks) -> int | None:
+    """Of a step and replica."""
+    if stage.stage.command != "train":
+        return None
+    trainer = stage.config.trainer
+    return max(int(trainer.global_batch_size // (trainer.micro_batch_size * stage.layout.data)), 1)
 
 
 def estimate(stage: StageChecks) -> MemoryEstimate:
@@ -68,7 +77,9 @@ def memory_check(stage: StageChecks) -> Check:
     name = f"{stage.stage.name}: memory"
     found = estimate(stage)
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "frozen")
-    said = ", ".join(f"{part} {getattr(found, part) / GIB:.1f}" for part in parts if getattr(found, part) > 0.05 * GIB)
+    said = ", ".join(
+        f"{part} {getattr(found, part) / GIB:.1f}" for part in parts if getattr(found, part) > 0.02 * found.total
+    )
     cluster = stage.stage.cluster
     if not cluster.gpus_per_node:
         return Check(name, "OK", f"{found.total / GIB:.1f} GiB a rank, on the CPU: {said}")
@@ -78,7 +89,7 @@ def memory_check(stage: StageChecks) -> Check:
     if need <= FULL * card:
         return Check(name, "OK", text)
     advice = "a smaller micro-batch, trainer.recompute=true, or a larger tensor_model_parallel_size"
-    return Check(name, "FAIL" if need > card else "WARN", text, advice)
+    return Check(name, "FAIL" if need > SURE * card else "WARN", text, advice)
 
 
 def disk_bytes(stage: StageChecks) -> int:
@@ -108,9 +119,13 @@ def hours_check(stage: StageChecks) -> Check:
     pairs = sample.sequences == 2
     config, gpus = stage.config, stage.stage.nodes * stage.stage.ranks_per_node
     work: dict[str, Any] = {"length": sample.mean / sample.sequences, "gpus": gpus, "tflops": cluster.gpu_tflops}
+    work["read"] = sample.responses
     if stage.stage.command == "train":
         trainer = config.trainer
         steps = trainer.max_steps or trainer.max_epochs * sample.rows // trainer.global_batch_size
+        if not steps:
+            rows = f"{trainer.max_epochs} epochs of {sample.rows} rows"
+            return Check(name, "FAIL", f"{rows} are no step of trainer.global_batch_size={trainer.global_batch_size}")
         tokens = steps * trainer.global_batch_size * sample.mean
         frozen = online_models(stage)
         hours = training_hours(model_in(stage), tokens=tokens, recompute=trainer.recompute, frozen=frozen, **work)

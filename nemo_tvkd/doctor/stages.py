@@ -21,7 +21,6 @@ from nemo_tvkd.prepare import check_batches, check_output
 from nemo_tvkd.values import check_values, path_list
 
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint")
-BESIDE = {"benchmark": ("benchmark.prompts", "benchmark.questions", "benchmark.task_folder")}
 OWN_MODEL = {"train": "student.path", "score": "score.model", "evaluate": "checkpoint"}
 """The model that a computing command is about."""
 
@@ -53,7 +52,6 @@ class StageChecks:
         if (same := self.same_run()).level != "OK":
             yield same
         yield from self._paths()
-        yield from self._files_there()
         for name, check in self._computing():
             yield self.check(name, check)
 
@@ -104,13 +102,6 @@ class StageChecks:
             except UserError as error:
                 yield Check(name, "FAIL", str(error))
 
-    def _files_there(self) -> Iterator[Check]:
-        """Files and folders that a command reads beside its models and its data."""
-        for key in BESIDE.get(self.stage.command, ()):
-            value = self._value(key)
-            if value and not Path(value).expanduser().exists():
-                yield Check(f"{self.stage.name}: {key}", "FAIL", f"{value} does not exist")
-
     def _path_check(self, name: str, key: str, found: Found) -> Check:
         if found.checkpoint is not None:
             return Check(name, "OK", str(found.checkpoint.path))
@@ -118,7 +109,7 @@ class StageChecks:
             return Check(name, "OK", f"{self._value(key)}, which an earlier stage writes")
         model = self._origin(key)
         text = f"{model.path} is not on this machine; sizes are those of {model.architecture}"
-        advice = f"`hf download {model.path}` where there is a network, or recipe.models.*.path=DIRECTORY"
+        advice = f"`hf download {model.path}` with a network and the same HF_HOME, or recipe.models.*.path=DIRECTORY"
         return Check(name, "FAIL", text, advice)
 
     def _value(self, key: str) -> str:
@@ -234,6 +225,10 @@ class StageChecks:
         if encoder is None:
             return None
         return read_sample(*self._files, encoder, self.config.data)
+
+    def local_files(self) -> tuple[str, ...]:
+        """The files of a computing stage's rows, as they were given."""
+        return self._files[0] if self.stage.command in OWN_MODEL else ()
 
     @property
     def _files(self) -> tuple[tuple[str, ...], str, bool]:

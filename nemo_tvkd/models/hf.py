@@ -104,7 +104,8 @@ def _check_weights(place: Path, key: str) -> None:
     """Whether weight files are there, all of them where an index lists them."""
     if not [*place.glob("*.safetensors"), *place.glob("pytorch_model*.bin")]:
         raise UserError(f"{key}: {place} has a config.json but no *.safetensors weights")
-    for index in place.glob("*.index.json"):
+    safe = any(place.glob("*.safetensors"))  # then other formats, of which an index may be left over, are not read
+    for index in place.glob("*.safetensors.index.json" if safe else "*.index.json"):
         try:
             listed = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -11,6 +11,7 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
+from nemo_tvkd.cluster.recipe import load_recipe
 from nemo_tvkd.compose import compose
 from nemo_tvkd.losses.tvkd import FORMS, TERMINALS
 from nemo_tvkd.parallel.vocab import VALUE_KINDS
@@ -89,7 +90,8 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
     assert fails("train", "--from", tmp_path) == f"--from: {file} is not the config.yaml of a run"
 
 
-COMMAND_OF_SECTION = {"score": "score", "bench": "bench"}
+COMMAND_OF_SECTION = {"score": "score", "bench": "bench", "benchmark": "benchmark"}
+COMMAND_OF_SECTION |= {"cluster": "submit", "recipe_scale": "submit"}
 COMMAND_OF_SECTION |= dict.fromkeys(("precision", "micro_batch_size", "beta", "strength_bins"), "evaluate")
 COMMAND_OF_SECTION["kind"] = "export-hf"
 METHOD_OF_KEY = {"algorithm.label_smoothing": "dpo", "algorithm.ensemble": "edpo", "algorithm.gamma": "drdo"}
@@ -100,7 +102,7 @@ METHOD_OF_KEY |= dict.fromkeys(("algorithm.alpha_sft", "algorithm.center_rewards
 @pytest.fixture(scope="module")
 def defaults() -> dict[tuple[str, ...], Any]:
     """The configurations of some commands, so that a hundred values are tried in seconds."""
-    commands = [("train",), ("score",), ("evaluate",), ("bench",), ("export-hf",)]
+    commands = [("train",), ("score",), ("evaluate",), ("bench",), ("export-hf",), ("benchmark",)]
     commands += [("train", f"algorithm={name}") for name in set(METHOD_OF_KEY.values())]
     return {command: compose(command[0], list(command[1:])) for command in commands}
 
@@ -111,10 +113,13 @@ def refused(defaults: dict[tuple[str, ...], Any], capfd: pytest.CaptureFixture[s
 
     def run(key: str, value: Any) -> str:
         command = COMMAND_OF_SECTION.get(key.split(".")[0], "train")
-        method = [f"algorithm={METHOD_OF_KEY[key]}"] if key in METHOD_OF_KEY else []
-        config = deepcopy(defaults[(command, *method)])
-        OmegaConf.update(config, key, value)
-        assert guarded(RUNNERS[command], config) == 2
+        if command == "submit":  # it composes by itself
+            assert guarded(lambda: load_recipe(["recipe=train", "cluster=local", f"{key}={value}"])) == 2
+        else:
+            method = [f"algorithm={METHOD_OF_KEY[key]}"] if key in METHOD_OF_KEY else []
+            config = deepcopy(defaults[(command, *method)])
+            OmegaConf.update(config, key, value)
+            assert guarded(RUNNERS[command], config) == 2
         error = capfd.readouterr().err
         assert error.startswith("nemo-tvkd: ")
         assert error.count("\n") == 1

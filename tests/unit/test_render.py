@@ -102,6 +102,7 @@ def test_directives_of_a_plain_cluster() -> None:
         "--nodes=2",
         "--ntasks-per-node=4",
         "--gpus-per-node=8",
+        "--mem=0",
         "--time=24:00:00",
         "--signal=B:USR1@300",
         "--open-mode=append",
