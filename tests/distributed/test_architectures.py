@@ -7,6 +7,8 @@ import pytest
 from architecture_shapes import NAMES, published, shapes, shapes_of_many_ranks
 from rank_pool import Layout, RankPool
 
+from nemo_tvkd.cluster.recipe import load_recipe
+from nemo_tvkd.compose import choices
 from nemo_tvkd.doctor import parameters
 from nemo_tvkd.doctor.parameters import model_parameters, rank_parameters
 
@@ -76,6 +78,31 @@ def test_ranks_hold_the_published_parameters(pool: RankPool, name: str, layout: 
 def test_whole_nodes_hold_the_published_parameters(pool: RankPool, name: str, layout: Layout) -> None:
     (ranks,) = pool.run(Layout(), shapes_of_many_ranks, name, layout, {}, {})
     check(name, layout, ranks, {}, {})
+
+
+def recipes() -> list[tuple[str, Layout]]:
+    """The architectures and layouts of all stages of all recipes, on both kinds of nodes, without replicas."""
+    found = set()
+    for recipe in choices("recipe"):
+        for node_type in ("8x80gb", "4x64gb"):
+            chain = load_recipe([f"recipe={recipe}", "cluster=example_bare", f"cluster.node_type={node_type}"])
+            for stage in chain.stages:
+                if stage.command not in ("train", "score", "evaluate") or not stage.models:
+                    continue
+                parallel, own = stage.config().parallel, next(iter(stage.models.values()))
+                tensor, pipeline = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+                found.add((own.architecture, (tensor, pipeline, bool(parallel.sequence_parallel))))
+    return [(name, Layout(tp=tp, pp=pp, sp=sp)) for name, (tp, pp, sp) in sorted(found)]
+
+
+@pytest.mark.parametrize(("name", "layout"), recipes(), ids=lambda value: getattr(value, "name", value))
+def test_recipes_build_their_models_at_their_layouts(pool: RankPool, name: str, layout: Layout) -> None:
+    (ranks,) = pool.run(Layout(), shapes_of_many_ranks, name, layout, {}, {})
+    check(name, layout, ranks, {}, {})
+
+
+def test_the_recipes_have_every_architecture() -> None:
+    assert {name for name, _ in recipes()} == set(NAMES)
 
 
 @pytest.mark.parametrize("layout", [Layout(), Layout(tp=2, pp=2)], ids=lambda layout: layout.name)
