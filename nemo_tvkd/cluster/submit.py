@@ -19,11 +19,11 @@ from nemo_tvkd.cluster.recipe import Stage, Submission, load_recipe, without_unn
 from nemo_tvkd.cluster.render import render
 from nemo_tvkd.doctor import see_what_jobs_see
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.report.folder import read_run
+from nemo_tvkd.report.folder import read_run, tail
 from nemo_tvkd.values import check_writable
 
 SUBMISSION = "submission.json"
-OWN = ("SLURM_CONF",)
+OWN = ("SLURM_CONF", "SLURM_JWT")
 """Of Slurm's variables those that are no job's: within one, sbatch would take the others for its options."""
 
 
@@ -128,8 +128,9 @@ def _set_aside(submission: Submission, start: str) -> dict[Path, Path]:
 
 def _refuse_twice(run_dir: Path) -> None:
     """A chain whose jobs are still queued must not get a second set of them."""
-    written = [file.read_text().strip() for file in (run_dir / "jobs").glob("*.job")]  # by jobs started by hand, too
-    jobs = [int(job) for job in written if job.isdecimal()]
+    # Jobs started by hand leave their numbers, too; a file that a full disk has damaged says nothing.
+    written = [line.strip() for file in (run_dir / "jobs").glob("*.job") for line in tail(file)]
+    jobs = [int(job) for job in written if re.fullmatch(r"[0-9]{1,18}", job)]
     if (run_dir / SUBMISSION).is_file():
         jobs += [stage.job_id for stage in read_run(run_dir, single=False).stages if stage.job_id]
     if not jobs:

@@ -10,12 +10,16 @@ from nemo_tvkd.doctor.check import Check
 
 if TYPE_CHECKING:
     from nemo_tvkd.cluster.recipe import Stage, Submission
+    from nemo_tvkd.doctor.stages import StageChecks
+
+ALIKE = ("trainer.seed=", "optim.", "trainer.output_dir=", "score.output=", "output=")
+"""What begins settings of an array's tasks that no check but that of their values depends on."""
 
 
 def main(arguments: Sequence[str], folder: str = "") -> int:
     """Check the recipe that is named, and this machine; returns 0, or 2 where something fails."""
     from nemo_tvkd.doctor.machine import all_reduce_check, machine_checks
-    from nemo_tvkd.runtime.exits import is_rank_zero, under_launcher
+    from nemo_tvkd.runtime.exits import is_rank_zero, rank_variables, under_launcher
 
     checks: list[Check] = []
     if arguments and is_rank_zero():
@@ -31,9 +35,12 @@ def main(arguments: Sequence[str], folder: str = "") -> int:
     checks += machine_checks()
     if under_launcher():
         checks.append(all_reduce_check())
-    if not is_rank_zero():
-        return 0
-    show(checks, sys.stdout)
+    shown = checks
+    if not is_rank_zero():  # of another node what is wrong there
+        first_there = rank_variables()["local_rank"] == 0
+        shown = [check for check in checks if first_there and check.level == "FAIL"]
+    if shown:
+        show(shown, sys.stdout)
     return 2 if any(check.level == "FAIL" for check in checks) else 0
 
 
@@ -42,12 +49,12 @@ def check_recipe(submission: "Submission") -> list[Check]:
     from nemo_tvkd.doctor.cluster import cluster_checks
     from nemo_tvkd.doctor.stages import StageChecks
 
-    stages = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "submitted"]
-    found = [check for stage in stages for check in _of_stage(stage)]
+    tasks = [task for stage in submission.stages if stage.state == "submitted" for task in _tasks(submission, stage)]
+    found = [check for task in tasks for check in _of_stage(task)]
     replaced = [check for stage in submission.stages if (check := _replaced(stage)) is not None]
     done = [StageChecks(submission, stage) for stage in submission.stages if stage.state == "done"]
     changed = [check for stage in done if (check := stage.same_run()).level != "OK"]
-    return [*cluster_checks(submission, stages), *replaced, *changed, *found]
+    return [*cluster_checks(submission, tasks), *replaced, *changed, *found]
 
 
 def _replaced(stage: "Stage") -> Check | None:
@@ -60,11 +67,35 @@ def _replaced(stage: "Stage") -> Check | None:
     return Check(f"{stage.name}: output", "FAIL", wanted)
 
 
-def _of_stage(stage: object) -> Iterator[Check]:
-    from nemo_tvkd.doctor.sizes import hours_check, memory_check
-    from nemo_tvkd.doctor.stages import OWN_MODEL, StageChecks
+def _tasks(submission: "Submission", stage: "Stage") -> "list[StageChecks]":
+    """The tasks of an array whose checks may differ: the first, and those with other settings than it."""
+    from nemo_tvkd.compose import written
+    from nemo_tvkd.doctor.stages import StageChecks
 
-    assert isinstance(stage, StageChecks)
+    written_by_others = {written(str(output)) for other in submission.stages for output in other.outputs}
+    kinds: dict[tuple[str, ...], int] = {}
+    for task, words in enumerate(stage.sweep or [()]):
+        own = (word for word in words if not word.startswith(ALIKE))
+        kinds.setdefault(tuple(word for word in own if word.partition("=")[2] not in written_by_others), task)
+    return [StageChecks(submission, stage, task) for task in kinds.values()]
+
+
+def _of_stage(stage: "StageChecks") -> Iterator[Check]:
+    """A mistake once, where several checks find it; of a further task of an array only what is wrong with it alone."""
+    common = {stage.name(check) for check in ("configuration", "output")} if stage.task else set()
+    told = set()
+    for check in _all_of(stage):
+        wrong = check.level != "OK"
+        if check.name in common or (wrong and check.detail in told) or (stage.task and not wrong):
+            continue
+        told.add(check.detail)
+        yield check
+
+
+def _all_of(stage: "StageChecks") -> Iterator[Check]:
+    from nemo_tvkd.doctor.sizes import hours_check, memory_check
+    from nemo_tvkd.doctor.stages import OWN_MODEL
+
     checks = list(stage.all())
     yield from checks
     if stage.stage.command == "benchmark" and checks[0].level == "OK":

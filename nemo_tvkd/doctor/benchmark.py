@@ -3,12 +3,15 @@
 import importlib.util
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from nemo_tvkd.benchmark import prompts, tasks
 from nemo_tvkd.benchmark.job import reward_model
 from nemo_tvkd.benchmark.models import quiet
+from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.doctor.check import Check
 from nemo_tvkd.doctor.stages import StageChecks
+from nemo_tvkd.errors import UserError
 
 ELSEWHERE = "benchmark.cluster.container.runtime=none benchmark.cluster.python=ENV/bin/python runs it in an environment"
 
@@ -21,12 +24,14 @@ def benchmark_checks(stage: StageChecks) -> Iterator[Check]:
         if options[key]:
             yield stage.check(f"benchmark.{key}", partial(_count, read, options[key], options.limit))
     if options.reward_model:
-        yield stage.check("benchmark.reward_model", lambda: str(reward_model(options.reward_model).path))
+        yield stage.check("benchmark.reward_model", partial(_judge, options))
 
 
 def _tasks(stage: StageChecks) -> Check | str:
-    options, name = stage.config.benchmark, f"{stage.stage.name}: tasks"
+    options, name = stage.config.benchmark, stage.name("tasks")
     wanted = tasks.read_tasks(options.tasks)
+    if not (wanted or options.prompts or options.questions):
+        raise UserError("there is nothing to do: set benchmark.tasks, benchmark.prompts or benchmark.questions")
     if not wanted:
         return "none"
     names = ", ".join(task.name for task in wanted)
@@ -39,6 +44,15 @@ def _tasks(stage: StageChecks) -> Check | str:
         advice = f"the image must have lm_eval, which is not installed with nemo_tvkd there; {ELSEWHERE}"
         return Check(name, "WARN", f"{names}: their data are here", advice)
     return f"{names}: their data are here"
+
+
+def _judge(options: Any) -> str:
+    if not (options.prompts or options.questions):
+        raise UserError("benchmark.reward_model is set without benchmark.prompts or benchmark.questions to score")
+    checkpoint = reward_model(options.reward_model)
+    if not load_tokenizer(str(checkpoint.path), "benchmark.reward_model").chat_template:
+        raise UserError(f"benchmark.reward_model: {checkpoint.path} has no chat template")
+    return str(checkpoint.path)
 
 
 def _count(read: object, path: str, limit: int | None) -> str:

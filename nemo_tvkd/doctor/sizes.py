@@ -7,8 +7,9 @@ from nemo_tvkd.doctor.check import Check
 from nemo_tvkd.doctor.hours import READING_UTILISATION, TRAINING_UTILISATION, reading_hours, training_hours
 from nemo_tvkd.doctor.memory import OUTSIDE_TENSORS, MemoryEstimate, Model, Settings, forward_memory, training_memory
 from nemo_tvkd.doctor.parameters import model_parameters
-from nemo_tvkd.doctor.stages import StageChecks
+from nemo_tvkd.doctor.stages import OWN_MODEL, StageChecks
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS
+from nemo_tvkd.models.hf import check_architecture
 
 GIB = 2**30
 FULL, SURE = 0.9, 1.15
@@ -69,12 +70,18 @@ def estimate(stage: StageChecks) -> MemoryEstimate:
     """Of the fullest rank of a computing stage."""
     if stage.stage.command == "train":
         return training_memory(model_in(stage), settings_of(stage), online_models(stage))
-    return forward_memory([model_in(stage)], settings_of(stage))
+    return forward_memory(models_read(stage), settings_of(stage))
+
+
+def models_read(stage: StageChecks) -> list[Model]:
+    """Of a command that only reads: its own, and what evaluate compares it with."""
+    others = [key for key in stage.running if key != OWN_MODEL[stage.stage.command]]
+    return [model_in(stage), *(Model(stage.found(key).config) for key in others)]
 
 
 def memory_check(stage: StageChecks) -> Check:
     """The estimate by part against the card."""
-    name = f"{stage.stage.name}: memory"
+    name = stage.name("memory")
     found = estimate(stage)
     parts = ("weights", "gradients", "optimizer", "activations", "logits", "frozen")
     said = ", ".join(
@@ -96,6 +103,8 @@ def disk_bytes(stage: StageChecks) -> int:
     """What a stage will have on disk at most."""
     command, config = stage.stage.command, stage.config
     tasks = len(stage.stage.outputs)
+    if command in OWN_MODEL:
+        check_architecture(stage.own.config, OWN_MODEL[command])  # else there may be no such sizes in it
     if command == "train":
         state = 14 if config.trainer.precision == "bf16" else 12
         kept = config.trainer.keep_checkpoints + 1  # the next one is written before the oldest goes
@@ -110,12 +119,10 @@ def disk_bytes(stage: StageChecks) -> int:
 
 def hours_check(stage: StageChecks) -> Check:
     """The estimate against the time limit; a stage that needs longer goes on in further jobs."""
-    name, cluster = f"{stage.stage.name}: hours", stage.stage.cluster
-    if not cluster.gpus_per_node:
-        return Check(name, "OK", "not estimated for nodes without GPUs")
+    name, cluster = stage.name("hours"), stage.stage.cluster
     sample = stage.sample()
     if sample is None:
-        return Check(name, "WARN", "not estimated without data")
+        return Check(name, "WARN", "not estimated without a tokenizer", "the stage's own model brings it")
     pairs = sample.sequences == 2
     config, gpus = stage.config, stage.stage.nodes * stage.stage.ranks_per_node
     work: dict[str, Any] = {"length": sample.mean / sample.sequences, "gpus": gpus, "tflops": cluster.gpu_tflops}
@@ -126,12 +133,15 @@ def hours_check(stage: StageChecks) -> Check:
         if not steps:
             rows = f"{trainer.max_epochs} epochs of {sample.rows} rows"
             return Check(name, "FAIL", f"{rows} are no step of trainer.global_batch_size={trainer.global_batch_size}")
+    if not cluster.gpus_per_node:
+        return Check(name, "OK", "not estimated for nodes without GPUs")
+    if stage.stage.command == "train":
         tokens = steps * trainer.global_batch_size * sample.mean
         frozen = online_models(stage)
         hours = training_hours(model_in(stage), tokens=tokens, recompute=trainer.recompute, frozen=frozen, **work)
         about, share = f"{steps} steps, ", TRAINING_UTILISATION
     else:
-        hours = reading_hours([model_in(stage)], tokens=sample.rows * sample.mean, **work)
+        hours = reading_hours(models_read(stage), tokens=sample.rows * sample.mean, **work)
         about, share = f"{sample.rows} {'pairs' if pairs else 'rows'}, ", READING_UTILISATION
     limit = seconds(cluster.time) / 3600
     text = (

@@ -11,16 +11,18 @@ from omegaconf import OmegaConf
 from nemo_tvkd.cluster.config import ModelConfig
 from nemo_tvkd.cluster.recipe import Stage, Submission
 from nemo_tvkd.cluster.tiny import architecture
+from nemo_tvkd.data.hub import HUB_ID
 from nemo_tvkd.doctor.check import Check
 from nemo_tvkd.doctor.parameters import Layout
 from nemo_tvkd.doctor.sample import Sample, count_rows, read_sample
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, padded_vocab_size
+from nemo_tvkd.needs import STORED
 from nemo_tvkd.prepare import check_batches, check_output
-from nemo_tvkd.values import check_values, path_list
+from nemo_tvkd.values import check_values, given_paths, path_list
 
-MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint")
+MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint", "reference")
 OWN_MODEL = {"train": "student.path", "score": "score.model", "evaluate": "checkpoint"}
 """The model that a computing command is about."""
 
@@ -40,8 +42,10 @@ class Found:
 class StageChecks:
     """The checks of one stage; `all` gives them in the order of a table."""
 
-    def __init__(self, submission: Submission, stage: Stage) -> None:
-        self.submission, self.stage = submission, stage
+    def __init__(self, submission: Submission, stage: Stage, task: int = 0) -> None:
+        """Of an array its first task, or another one."""
+        self.submission, self.stage, self.task = submission, stage, task
+        self._configs: dict[int, Any] = {}
 
     def all(self) -> Iterator[Check]:
         """Nothing further is looked at where the configuration itself is wrong."""
@@ -61,20 +65,25 @@ class StageChecks:
 
     def _same_run(self) -> str:
         for task in range(len(self.stage.outputs) if self.stage.command == "train" else 0):
+            config = self._config_of(task)
             try:
-                check_output(self.stage.config(task))
+                check_output(config)
             except UserError as error:
                 raise UserError(f"{error}; --from {self.stage.name} sets it aside") from error
         return "none yet, or of this run"
 
     def check(self, name: str, check: Callable[[], Check | str]) -> Check:
         """What a check says; a UserError is a failure."""
-        full = f"{self.stage.name}: {name}"
+        full = self.name(name)
         try:
             said = check()
         except UserError as error:
             return Check(full, "FAIL", str(error))
         return said if isinstance(said, Check) else Check(full, "OK", said)
+
+    def name(self, check: str) -> str:
+        """What the table calls a check."""
+        return f"{self.stage.name}/{self.task}: {check}" if self.task else f"{self.stage.name}: {check}"
 
     def _computing(self) -> list[tuple[str, Callable[[], Check | str]]]:
         if self.stage.command not in OWN_MODEL:
@@ -82,21 +91,37 @@ class StageChecks:
         checks: list[tuple[str, Callable[[], Check | str]]] = [("layout", self._layout), ("batch", self._batch)]
         if self.stage.command != "train":
             del checks[1]
-        return [*checks, ("tokenizer", self._tokenizer), ("data", self._data)]
+        checks += [("settings", self._settings), ("tokenizer", self._tokenizer), ("data", self._data)]
+        if self.stage.command != "evaluate" and given_paths(self.config.data.validation, "data.validation"):
+            checks.append(("data.validation", self._validation))
+        return checks
+
+    def _settings(self) -> str:
+        """What the stage's keys say together, and the heads that they ask of models."""
+        from nemo_tvkd.doctor.together import check_heads_of, check_together
+
+        check_together(self)
+        check_heads_of(self)
+        return "fit together"
 
     @cached_property
     def config(self) -> Any:
-        return self.stage.config()
+        return self._config_of(self.task)
+
+    def _config_of(self, task: int) -> Any:
+        if task not in self._configs:
+            self._configs[task] = self.stage.config(task)
+        return self._configs[task]
 
     def _configuration(self) -> str:
         for task in range(len(self.stage.outputs)):
-            check_values(self.stage.config(task))
+            check_values(self._config_of(task))
         return f"nemo-tvkd {self.stage.command}" + (f", {len(self.stage.sweep)} tasks" if self.stage.sweep else "")
 
     def _paths(self) -> Iterator[Check]:
         """Models that are there already, or whose first form is."""
         for key in self.keys:
-            name = f"{self.stage.name}: {key}"
+            name = self.name(key)
             try:
                 yield self._path_check(name, key, self.found(key))
             except UserError as error:
@@ -109,8 +134,7 @@ class StageChecks:
             return Check(name, "OK", f"{self._value(key)}, which an earlier stage writes")
         model = self._origin(key)
         text = f"{model.path} is not on this machine; sizes are those of {model.architecture}"
-        advice = f"`hf download {model.path}` with a network and the same HF_HOME, or recipe.models.*.path=DIRECTORY"
-        return Check(name, "FAIL", text, advice)
+        return Check(name, "FAIL", text, _fetch(model.path))
 
     def _value(self, key: str) -> str:
         return str(OmegaConf.select(self.config, key) or "")
@@ -118,8 +142,24 @@ class StageChecks:
     @property
     def keys(self) -> list[str]:
         """Keys that name a model which this stage reads."""
-        known = [*self.stage.models, *MODEL_KEYS]
-        return [key for key in dict.fromkeys(known) if key in self.stage.models or isinstance(self._path(key), str)]
+        known = [key for key in dict.fromkeys([*self.stage.models, *MODEL_KEYS]) if self._is_read(key)]
+        return [key for key in known if key in self.stage.models or self._path(key)]
+
+    def _is_read(self, key: str) -> bool:
+        """A training method leaves alone what it does not need, whatever is set."""
+        need = key.partition(".")[0]
+        if self.stage.command != "train" or need not in STORED:
+            return True
+        return need in METHODS[self.config.algorithm.name].needs(self.config.algorithm)
+
+    @property
+    def running(self) -> list[str]:
+        """Those of `keys` whose models run in the job; a model whose scores are stored does not."""
+        cached = {f"{need}.path" for need in STORED if self.stage.command == "train" and self._mode(need) != "online"}
+        return [key for key in self.keys if key not in cached]
+
+    def _mode(self, need: str) -> str:
+        return str(OmegaConf.select(self.config, f"{need}.mode"))
 
     def _path(self, key: str) -> str | None:
         value = OmegaConf.select(self.config, key)
@@ -146,7 +186,7 @@ class StageChecks:
         if start is not None:
             return Found(start.config, checkpoint, start)
         if not model.architecture:
-            raise UserError(f"{key}: {value} is not on this machine")
+            raise UserError(f"{key}: {model.path} is not on this machine: {_fetch(model.path)}")
         return Found(published(model), None, None)
 
     @property
@@ -167,13 +207,13 @@ class StageChecks:
 
     def _layout(self) -> Check | str:
         layout = self.layout
-        check_architecture(self.own.config, OWN_MODEL[self.stage.command])
-        for key in self.keys:
+        for key in self.running:
+            check_architecture(self.found(key).config, key)
             check_layout(self.found(key).config, key, layout.tensor, layout.pipeline)
         text = f"TP{layout.tensor} x PP{layout.pipeline} x DP{layout.data} on {self.stage.nodes} nodes"
         if layout.tensor > self.stage.ranks_per_node:
             advice = "tensor parallelism across nodes is slow: lower it and raise pipeline_model_parallel_size"
-            return Check(f"{self.stage.name}: layout", "WARN", text, advice)
+            return Check(self.name("layout"), "WARN", text, advice)
         return text
 
     def _batch(self) -> str:
@@ -185,8 +225,8 @@ class StageChecks:
         )
 
     def _tokenizer(self) -> Check | str:
-        encoder = self._encoder()
-        name = f"{self.stage.name}: tokenizer"
+        encoder = self.encoder
+        name = self.name("tokenizer")
         if encoder is None:
             return Check(name, "WARN", "not on this machine: templates and lengths are not checked")
         template, config = encoder.template.name, self.own.config
@@ -199,7 +239,8 @@ class StageChecks:
             return Check(name, "WARN", f"{text}: no chat template", advice)
         return text
 
-    def _encoder(self) -> Any:
+    @cached_property
+    def encoder(self) -> Any:
         """The stage's tokenizer and template; those of the first model where an earlier stage passes them on."""
         from nemo_tvkd.encoder import Encoder
 
@@ -221,29 +262,33 @@ class StageChecks:
 
     def sample(self) -> Sample | None:
         """Some of the stage's rows, tokenised; None without a tokenizer."""
-        encoder = self._encoder()
+        encoder = self.encoder
         if encoder is None:
             return None
-        return read_sample(*self._files, encoder, self.config.data)
+        return read_sample(*self._files(), encoder, self.config.data)
 
-    def local_files(self) -> tuple[str, ...]:
-        """The files of a computing stage's rows, as they were given."""
-        return self._files[0] if self.stage.command in OWN_MODEL else ()
-
-    @property
-    def _files(self) -> tuple[tuple[str, ...], str, bool]:
-        """The files of the stage's rows, their key, and whether rows are pairs."""
-        key = "data.validation" if self.stage.command == "evaluate" else "data.train"
+    def _files(self, validation: bool = False) -> tuple[tuple[str, ...], str, bool]:
+        """The files of the stage's rows (of those that it reads besides), their key, and whether rows are pairs."""
+        key = "data.validation" if self.stage.command == "evaluate" or validation else "data.train"
         pairs = self.stage.command != "train" or METHODS[self.config.algorithm.name].pairs
         return tuple(path_list(OmegaConf.select(self.config, key), key)), key, pairs
 
+    def _validation(self) -> Check | str:
+        files, encoder = self._files(validation=True), self.encoder
+        if encoder is None:
+            return f"{count_rows(*files)} rows"
+        return self._said(self.name("data.validation"), read_sample(*files, encoder, self.config.data))
+
     def _data(self) -> Check | str:
+        name = self.name("data")
         sample = self.sample()
-        name = f"{self.stage.name}: data"
         if sample is None:
             return Check(
-                name, "WARN", f"{count_rows(*self._files)} rows; their lengths are not known without a tokenizer"
+                name, "WARN", f"{count_rows(*self._files())} rows; their lengths are not known without a tokenizer"
             )
+        return self._said(name, sample)
+
+    def _said(self, name: str, sample: Sample) -> Check | str:
         text = (
             f"{sample.rows} rows, {sample.mean:.0f} tokens each on average, longest {sample.longest}, "
             f"{100 * sample.truncated:.0f} % cut to length (of {sample.read} rows read)"
@@ -254,6 +299,13 @@ class StageChecks:
             advice = "they are left out: data.on_bad_row=skip" if skipped else "data.on_bad_row=skip leaves them out"
             return Check(name, "WARN" if skipped else "FAIL", found, advice)
         return text
+
+
+def _fetch(path: str) -> str:
+    """How a model comes to this machine."""
+    if HUB_ID.fullmatch(path):
+        return f"`hf download {path}` with a network and the same HF_HOME, or recipe.models.*.path=DIRECTORY"
+    return "give a directory that exists, or a hub id ORG/NAME"
 
 
 def _there(path: str, key: str) -> Checkpoint | None:

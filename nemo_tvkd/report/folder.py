@@ -142,7 +142,7 @@ def _submission(directory: Path, found: Any) -> Run:
                 output=directory / row["output"],
                 after=tuple(row.get("after") or ()),
                 state=str(row["state"]),
-                job_id=row.get("job_id"),
+                job_id=_job_id(row),
                 tasks=row.get("tasks"),
                 sweep=tuple(tuple(map(str, overrides)) for overrides in row.get("sweep") or ()),
                 max_steps=row.get("max_steps"),
@@ -153,6 +153,13 @@ def _submission(directory: Path, found: Any) -> Run:
         return Run(directory, stages, recipe, cluster, submitted, (str(directory.absolute()), str(found["run_dir"])))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: {error!r}: not what `nemo-tvkd submit` writes; submit again") from error
+
+
+def _job_id(row: dict[str, Any]) -> int | None:
+    found = row.get("job_id")
+    if not isinstance(found, int | None):
+        raise TypeError(f"job_id of stage {row['name']} is {found!r}, no job's number")
+    return found
 
 
 def read_json(file: Path) -> Any:

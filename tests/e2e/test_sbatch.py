@@ -1,120 +1,16 @@
-"""Rendered batch scripts in a plain shell; srun and scontrol are scripts that write down what was asked."""
+"""Rendered batch scripts in a plain shell (tests/batch_job.py); what a real Slurm makes of them: tests/slurm."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
+from batch_job import OVERRIDES, Job
 
-from nemo_tvkd.cluster.config import ClusterConfig, ContainerConfig
-from nemo_tvkd.cluster.recipe import Stage
-from nemo_tvkd.cluster.render import render
-
-SRUN = """#!/bin/bash
-{ printf '%s\\0' "$@"; printf '\\n'; } >> "$FAKE/srun.calls"
-while [[ $1 == -* ]]; do shift; done
-[[ "$*" == *-m\\ nemo_tvkd\\ * || "$*" == *"pip install"* || "$*" == *"docker ps"* ]] || exit "${VERSIONS:-0}"
-if [[ "$*" == *"pip install"* ]]; then
-  while [[ $1 != --target ]]; do shift; done
-  echo "$3" >> "$FAKE/installed"; ls "$3" >> "$FAKE/installed"
-  mkdir -p "$2/nemo_tvkd"
-  exit "${PIP:-0}"
-fi
-[[ "$*" == *"docker ps"* ]] && exit 0
-env -0 > "$FAKE/srun.environment"
-if [[ -n $SAYS ]]; then
-  echo "$SAYS" >&2
-  head -c 300000 /dev/zero | tr '\\0' '\\n' >&2 # more than a pipe holds
-fi
-trap 'echo USR1 >> "$FAKE/srun.signals"; sleep 0.3; exit 85' USR1
-trap 'echo TERM >> "$FAKE/srun.signals"; exit 143' TERM
-touch "$FAKE/srun.ready"
-[[ -n $EXIT_CODE ]] && exit "$EXIT_CODE"
-while true; do sleep 0.05; done
-"""
-SCONTROL = """#!/bin/bash
-echo "$*" >> "$FAKE/scontrol.calls"
-case "$*" in
-  "show hostnames node[3-4]") printf 'node3\\nnode4\\n' ;;
-  "show node node3") printf 'NodeName=node3 Arch=x86_64\\n   NodeAddr=10.0.0.3 NodeHostName=node3 Port=0\\n' ;;
-  requeue*) exit "${REQUEUE:-0}" ;;
-esac
-"""
-OVERRIDES = ("algorithm=dpo", "student.path='a b'", 'data.train="$(touch hacked)" it\'s `touch hacked` \\')
-
-
-@dataclass
-class Job:
-    """One batch job in a folder, as Slurm would start it; each run is a start of the same job."""
-
-    folder: Path
-    command: str = "train"
-    sweep: tuple[tuple[str, ...], ...] = ()
-    cluster: dict[str, Any] = field(default_factory=dict)
-    task: int | None = None
-
-    def __post_init__(self) -> None:
-        self.run_dir, self.fake = self.folder / "run dir", self.folder / "fake"
-        for folder in (self.run_dir / "jobs", self.fake):
-            folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
-            (self.fake / name).write_text(text)
-            (self.fake / name).chmod(0o755)
-        stage = Stage(
-            "stage", self.command, OVERRIDES, (), self.run_dir / "stage", self.sweep, "submitted", {},
-            ClusterConfig(name="test", **self.cluster), 2, 4,
-        )  # fmt: skip
-        self.script = self.run_dir / "jobs" / "stage.sbatch"
-        self.script.write_text(render(stage, self.run_dir, "rec"))
-
-    def start(self, **environment: str) -> subprocess.Popen:
-        env = {"PATH": f"{self.fake}:/usr/bin:/bin", "FAKE": str(self.fake), "EXIT_CODE": "", "SAYS": ""}
-        env |= {"SLURM_JOB_ID": "41234", "SLURM_JOB_NODELIST": "node[3-4]", "RANK": "7"}
-        if self.task is not None:
-            env |= {"SLURM_JOB_ID": "41240", "SLURM_ARRAY_JOB_ID": "41234", "SLURM_ARRAY_TASK_ID": str(self.task)}
-        for name in ("srun.ready", "srun.calls", "srun.signals", "scontrol.calls"):
-            (self.fake / name).unlink(missing_ok=True)
-        with (self.folder / "log").open("a") as log:
-            return subprocess.Popen(["bash", str(self.script)], cwd="/", env=env | environment, stdout=log, stderr=log)
-
-    def run(self, code: int = 0, **environment: str) -> int:
-        return self.start(EXIT_CODE=str(code), **environment).wait(timeout=30)
-
-    def signalled(self, number: int, **environment: str) -> int:
-        process = self.start(**environment)
-        try:
-            deadline = time.monotonic() + 30
-            while not (self.fake / "srun.ready").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            process.send_signal(number)  # to the batch shell alone, as B: does
-            return process.wait(timeout=30)
-        finally:
-            process.kill()
-
-    def calls(self) -> list[list[str]]:
-        return [line.rstrip("\0").split("\0") for line in (self.fake / "srun.calls").read_text().splitlines()]
-
-    def environment(self) -> dict[str, str]:
-        words = (self.fake / "srun.environment").read_text().rstrip("\0").split("\0")
-        return dict(word.split("=", 1) for word in words)
-
-    def requeues(self) -> list[str]:
-        file = self.fake / "scontrol.calls"
-        return [line for line in file.read_text().splitlines() if line.startswith("requeue")] if file.exists() else []
-
-    def ends(self, name: str = "stage") -> list[str]:
-        lines = (self.run_dir / "jobs" / f"{name}.ends").read_text().splitlines()
-        assert all(len(line.split(" ", 1)[0]) == 20 for line in lines)
-        return [line.split(" ", 1)[1] for line in lines]
-
-    def log(self) -> str:
-        return (self.folder / "log").read_text()
+from nemo_tvkd.cluster.config import ContainerConfig
+from nemo_tvkd.cluster.outputs import MARKS
 
 
 def test_words_and_environment_arrive_exactly(tmp_path: Path) -> None:
@@ -281,6 +177,17 @@ def test_an_installation_that_fails(tmp_path: Path) -> None:
     assert job.run() == 0
 
 
+@pytest.mark.parametrize("runtime", ["none", "pyxis", "apptainer", "docker"])
+def test_a_container_does_not_get_the_python_path_of_the_shell(tmp_path: Path, runtime: str) -> None:
+    job = Job(tmp_path, cluster={"container": ContainerConfig(runtime=runtime)})
+    assert job.run(PYTHONPATH="/of/the/node", PYTHONHOME="/home") == 0
+    kept = {"PYTHONPATH": "/of/the/node", "PYTHONHOME": "/home"} if runtime == "none" else {}
+    assert {name: value for name, value in job.environment().items() if name in ("PYTHONPATH", "PYTHONHOME")} == kept
+    own = Job(tmp_path, cluster={"container": ContainerConfig(runtime=runtime), "environment": {"PYTHONPATH": "/mine"}})
+    assert own.run(PYTHONPATH="/of/the/node") == 0
+    assert own.environment()["PYTHONPATH"] == "/mine"
+
+
 def test_words_of_each_container_runtime(tmp_path: Path) -> None:
     words = {}
     for runtime in ("pyxis", "apptainer", "docker"):
@@ -311,3 +218,42 @@ def test_words_of_each_container_runtime(tmp_path: Path) -> None:
             assert {"--env=SLURM_PROCID", "--env=MASTER_ADDR", "--env=MINE", "--env=HF_HUB_OFFLINE"} <= set(asked)
             assert ["-v", f"{run_dir}:{run_dir}"] == asked[asked.index("-v") :][:2]
             assert any("docker ps" in word for word in job.calls()[-1])  # what a killed client leaves behind
+
+
+# --- what is done already, and which jobs there are
+
+
+@pytest.mark.parametrize(("command", "mark"), MARKS.items())
+def test_a_stage_that_is_done_ends_at_once(tmp_path: Path, command: str, mark: str) -> None:
+    job = Job(tmp_path, command=command)
+    output = job.run_dir / "stage"
+    output.mkdir()
+    (output / f".{mark}.partial").touch()
+    assert job.run(85) == 85  # not done: the stage runs
+    (output / mark).touch()
+    assert job.run(1, SLURM_RESTART_COUNT="1") == 0  # put back into the queue after its last word
+    assert not (job.fake / "srun.calls").exists()
+    assert job.ends() == ["job 41234 restart 0 code 85 requeued", "job 41234 restart 1 code 0 ended"]
+    assert "job 41234: done" in job.log()
+
+
+def test_tasks_that_are_done_end_at_once(tmp_path: Path) -> None:
+    sweep = (("seed=1",), ("seed=2",), ("seed=3",))
+    for task in range(3):
+        job = Job(tmp_path, sweep=sweep, task=task)
+        if task == 1:
+            (job.run_dir / "stage" / "1").mkdir(parents=True)
+            (job.run_dir / "stage" / "1" / "finished.json").touch()
+        assert job.run() == 0
+        assert (job.fake / "srun.calls").exists() is (task != 1)
+        assert job.ends(f"stage-{task}") == ["job 41234 restart 0 code 0 ended"]
+
+
+def test_a_job_writes_its_number_down(tmp_path: Path) -> None:
+    """Also one that ends at once; scancel takes an array's own number for all of its tasks."""
+    single = Job(tmp_path / "single", cluster={"max_failures": 0})
+    assert single.run(VERSIONS="2") == 2
+    assert (single.run_dir / "jobs" / "stage.job").read_text() == "41234\n"
+    array = Job(tmp_path / "array", sweep=(("seed=1",), ("seed=2",)), task=1)
+    assert array.run() == 0
+    assert (array.run_dir / "jobs" / "stage-1.job").read_text() == "41234\n"

@@ -38,6 +38,9 @@ class Submitted:
 def submitted(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Submitted]:
     folder = tmp_path_factory.mktemp("run") / "with a space"
     found = Submitted(Stages(slurm, folder), slurm)
+    for done in ("done", "done_tasks/1"):
+        (folder / done).mkdir(parents=True)
+        (folder / done / "finished.json").touch()
     found.add("crashes", "1", max_failures=2)
     found.add("after_crashes", "0", *found.after("crashes"))
     found.add("mixed", "1/85/1/0", max_failures=2, max_restarts=1)
@@ -54,6 +57,10 @@ def submitted(slurm: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     found.add("after_array", "", *found.after("array", "aftercorr"), sweep=["0", "0", "0"])
     found.add("after_all", "0", *found.after("array"))
     found.add("single", "0", on="n1", command="export-hf")
+    bare = {"sbatch_lines": ["--export=NONE"], "memory": "100M"}
+    found.add("bare", "0", environment={"HF_HOME": "/models/a b"}, setup=["export FROM_SETUP=yes"], **bare)
+    found.add("done", "1", max_failures=0)
+    found.add("done_tasks", "", sweep=["0", "1", "0"], max_failures=0)
     yield found
     for job in found.jobs.values():
         slurm.cancel(job)
@@ -94,6 +101,40 @@ def test_a_command_of_one_process(submitted: Submitted) -> None:
     job = submitted.wait_for("single", "COMPLETED")
     (rank,) = submitted.stages.records(job)
     assert rank["arguments"] == ["export-hf", "plan=0"]
+
+
+def test_ranks_see_what_the_script_exports_where_jobs_start_without_an_environment(submitted: Submitted) -> None:
+    job = submitted.wait_for("bare", "COMPLETED")
+    ranks = submitted.stages.records(job)
+    assert [rank["met"] for rank in ranks] == [[1], [0]]  # at MASTER_ADDR
+    for rank in ranks:
+        environment = rank["environment"]
+        assert (environment["HF_HOME"], environment["FROM_SETUP"]) == ("/models/a b", "yes")
+        assert (environment["HF_HUB_OFFLINE"], environment["SLURM_JOB_ID"]) == ("1", str(job))
+
+
+def test_memory_of_a_node_is_asked_for(submitted: Submitted) -> None:
+    asked = {name: submitted.slurm.job(submitted.jobs[name])["MinMemoryNode"] for name in ("bare", "two")}
+    assert asked == {"bare": "100M", "two": "0"}
+
+
+def test_what_is_done_is_not_done_again(submitted: Submitted) -> None:
+    """The plan of a stage or task that is done would be a crash."""
+    job, stages = submitted.wait_for("done", "COMPLETED"), submitted.stages
+    assert stages.attempts(job) == 0
+    assert stages.ends("done") == [f"{job} restart 0 code 0 ended"]
+    array = submitted.jobs["done_tasks"]
+    for task in range(3):
+        submitted.slurm.wait_for(f"{array}_{task}", "COMPLETED", 60)
+    assert [stages.attempts(f"{array}_{task}") for task in range(3)] == [1, 0, 1]
+
+
+def test_a_running_job_says_which_it_is(submitted: Submitted) -> None:
+    """With an array's own number, which scancel takes for all its tasks."""
+    submitted.wait_for("two", "COMPLETED")
+    submitted.slurm.wait_for(f"{submitted.jobs['array']}_1", "FAILED", 60)
+    for name, file in (("two", "two.job"), ("array", "array-1.job")):
+        assert (submitted.stages.run_dir / "jobs" / file).read_text() == f"{submitted.jobs[name]}\n"
 
 
 def test_a_mistake_ends_the_stage_and_all_that_depends_on_it(submitted: Submitted) -> None:

@@ -62,6 +62,30 @@ def test_damaged_checkpoints(world: World, fails: Fails, tmp_path: Path) -> None
     assert message == f"student.path: {index} is not a readable index of weight files"
 
 
+def test_an_index_of_weights_that_are_not_read_does_not_count(world: World, fails: Fails) -> None:
+    """Repositories often have weights in both formats, of which only the safetensors are downloaded."""
+    both = world.variant("both_formats")
+    index = both / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}))
+    assert main([*world.online(), f"student.path={both}"]) == STARTED
+    (both / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
+    message = fails(*world.online(), f"student.path={both}")
+    assert message.startswith(
+        f"student.path: {both} lacks model-2.safetensors, one of the 1 files in model.safetensors."
+    )
+
+
+def test_an_index_of_the_only_weights(world: World, fails: Fails) -> None:
+    older = world.variant("bin_only", without=("*.safetensors",))
+    (older / "pytorch_model-1.bin").touch()
+    index = older / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "pytorch_model-1.bin", "b": "pytorch_model-2.bin"}}))
+    message = fails(*world.online(), f"student.path={older}")
+    assert message == f"student.path: {older} lacks pytorch_model-2.bin, one of the 2 files in {index.name}"
+    (older / "pytorch_model-2.bin").touch()
+    assert main([*world.online(), f"student.path={older}"]) == STARTED
+
+
 def test_nemo_checkpoints(world: World, fails: Fails, tmp_path: Path) -> None:
     run = tmp_path / "run"
     (run / "checkpoints" / ".step-00000002.incomplete").mkdir(parents=True)

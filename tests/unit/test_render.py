@@ -1,6 +1,7 @@
 """Batch scripts as they are rendered: their directives, their quoting, what bash and shellcheck say of them."""
 
 import itertools
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -119,6 +120,31 @@ def test_directives_of_an_array_with_every_key() -> None:
     )
     assert {"--array=0-2", '--output="/run 5%%/logs/train-%A_%a.log"', "--mail-type=END"} <= set(found)
     assert '--comment="two words"' in found
+
+
+def test_memory_as_the_site_has_it() -> None:
+    assert "--mem=200G" in directives(render(stage(memory="200G"), Path("/run"), "rec"))
+    assert not [line for line in directives(render(stage(memory=""), Path("/run"), "rec")) if "mem" in line]
+
+
+@pytest.mark.parametrize("command", TEMPLATES)
+def test_nodes_are_tried_before_stages_of_several_ranks(command: str) -> None:
+    text = render(stage(command, preflight=True), Path("/run"), "rec")
+    assert text.count("on_every_rank python -m nemo_tvkd doctor\n") == (command not in SINGLE_PROCESS)
+    assert "-m nemo_tvkd doctor\n" not in render(stage(command), Path("/run"), "rec")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_no_array_that_may_be_empty_is_read_as_it_is(runtime: str) -> None:
+    """With `set -u`, bash before 4.4 takes an empty array for a variable that is not set. That bash is not here."""
+    for command, install in itertools.product(TEMPLATES, ("", "/src")):
+        lines = render(stage(command, 2, runtime, install), Path("/run"), "rec").splitlines()
+        uses = [line for line in lines if "container[@]" in line and not line.startswith("#")]
+        assert len(uses) == 2
+        for line in uses:
+            assert line.count('${container[@]+"${container[@]}"}') == line.count("${container[@]}")  # all are guarded
+        others = {name for line in lines for name in re.findall(r"\$\{(\w+)\[@\]", line)} - {"container", "x"}
+        assert others == {"srun", "choice"}  # which have words
 
 
 @pytest.mark.parametrize(
