@@ -1,23 +1,20 @@
 """What `doctor` says of one stage of a recipe: its settings against the models, the data and the cluster."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from nemo_tvkd.cluster.config import ModelConfig
 from nemo_tvkd.cluster.recipe import Stage, Submission
-from nemo_tvkd.cluster.tiny import architecture
-from nemo_tvkd.data.hub import HUB_ID
 from nemo_tvkd.doctor.check import Check
+from nemo_tvkd.doctor.models import Found, how_to_fetch, published, there
 from nemo_tvkd.doctor.parameters import Layout
 from nemo_tvkd.doctor.sample import Sample, count_rows, read_sample
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
-from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_layout, find_checkpoint, padded_vocab_size
+from nemo_tvkd.models.hf import check_architecture, check_layout, padded_vocab_size
 from nemo_tvkd.needs import STORED
 from nemo_tvkd.prepare import check_batches, check_output
 from nemo_tvkd.values import check_values, given_paths, path_list
@@ -25,18 +22,6 @@ from nemo_tvkd.values import check_values, given_paths, path_list
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint", "reference")
 OWN_MODEL = {"train": "student.path", "score": "score.model", "evaluate": "checkpoint"}
 """The model that a computing command is about."""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A model of a stage."""
-
-    config: Any
-    """transformers' config."""
-    checkpoint: Checkpoint | None
-    """What the stage reads, or None while an earlier stage has yet to write it."""
-    start: Checkpoint | None
-    """What it is or descends from; None where that is not on this machine."""
 
 
 class StageChecks:
@@ -134,7 +119,7 @@ class StageChecks:
             return Check(name, "OK", f"{self._value(key)}, which an earlier stage writes")
         model = self._origin(key)
         text = f"{model.path} is not on this machine; sizes are those of {model.architecture}"
-        return Check(name, "FAIL", text, _fetch(model.path))
+        return Check(name, "FAIL", text, how_to_fetch(model.path))
 
     def _value(self, key: str) -> str:
         return str(OmegaConf.select(self.config, key) or "")
@@ -181,12 +166,12 @@ class StageChecks:
             UserError: there is no model, nor a published architecture of its name.
         """
         model, value = self._origin(key), self._value(key)
-        checkpoint = None if self._pending(key) else _there(value, key)
-        start = checkpoint or _there(model.path, key)
+        checkpoint = None if self._pending(key) else there(value, key)
+        start = checkpoint or there(model.path, key)
         if start is not None:
             return Found(start.config, checkpoint, start)
         if not model.architecture:
-            raise UserError(f"{key}: {model.path} is not on this machine: {_fetch(model.path)}")
+            raise UserError(f"{key}: {model.path} is not on this machine: {how_to_fetch(model.path)}")
         return Found(published(model), None, None)
 
     @property
@@ -299,26 +284,3 @@ class StageChecks:
             advice = "they are left out: data.on_bad_row=skip" if skipped else "data.on_bad_row=skip leaves them out"
             return Check(name, "WARN" if skipped else "FAIL", found, advice)
         return text
-
-
-def _fetch(path: str) -> str:
-    """How a model comes to this machine."""
-    if HUB_ID.fullmatch(path):
-        return f"`hf download {path}` with a network and the same HF_HOME, or recipe.models.*.path=DIRECTORY"
-    return "give a directory that exists, or a hub id ORG/NAME"
-
-
-def _there(path: str, key: str) -> Checkpoint | None:
-    try:
-        return find_checkpoint(path, key)
-    except UserError:
-        if Path(path).expanduser().exists():
-            raise
-        return None
-
-
-def published(model: ModelConfig) -> Any:
-    """transformers' config of a recipe's model as it was published (conf/model)."""
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**architecture(model.architecture, "recipe.models.*.architecture"))
