@@ -32,6 +32,10 @@ def how_to_fetch(path: str) -> str:
 
 def there(path: str, key: str) -> Checkpoint | None:
     """The checkpoint, or None where nothing is; a UserError where it is none."""
+    if HUB_ID.fullmatch(path) and not Path(path).exists():
+        if (cached := _cached(path)) is None:
+            return None
+        path = cached
     try:
         return find_checkpoint(path, key)
     except UserError:
@@ -45,3 +49,14 @@ def published(model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     return AutoConfig.for_model(**architecture(model.architecture, "recipe.models.*.architecture"))
+
+
+def _cached(hub_id: str) -> str | None:
+    """Where a model of the hub lies on this machine; nothing is fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return snapshot_download(hub_id, local_files_only=True)
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None

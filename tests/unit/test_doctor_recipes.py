@@ -105,16 +105,23 @@ def run(arguments: list[str], **environment: str) -> tuple[int, str, float]:
     return done.returncode, done.stdout + done.stderr, time.monotonic() - started
 
 
-def test_the_network_is_left_alone_and_nemo_is_not_imported(chain: Chain) -> None:
-    """The hub is a socket here that nobody answers at: a client would wait, and would be seen."""
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_network_is_left_alone_and_nemo_is_not_imported(chain: Chain, offline: bool) -> None:
+    """The hub is a socket here that nobody answers at: a client would wait, and would be seen. Jobs that have a network
+    fetch a model themselves."""
     chain.recipe["models"]["big"]["path"] = "some-org/some-model"
+    chain.recipe["models"]["big"]["architecture"] = "llama-3.2-1b"
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setblocking(False)
         address = f"http://127.0.0.1:{server.getsockname()[1]}"
-        code, said, seconds = run(words_of(chain), HF_ENDPOINT=address, HF_HOME=str(chain.place / "none"))
+        words = words_of(chain, f"cluster.offline={offline}")
+        code, said, seconds = run(words, HF_ENDPOINT=address, HF_HOME=str(chain.place / "none"))
         with pytest.raises(BlockingIOError):
             server.accept()
-    assert code == 2
+    row = next(line for line in said.splitlines() if "first: student.path" in line)
+
+    assert ("FAIL" in row, "WARN" in row) == (offline, not offline)
+    assert code == 2 or not offline
     assert "hf download" in said
     assert "imported []" in said
     assert seconds < 60
