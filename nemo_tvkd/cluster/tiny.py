@@ -14,7 +14,6 @@ from nemo_tvkd.errors import UserError
 HEADS, HEAD_DIM, LAYERS = 8, 16, 4
 SIZES = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "micro_batch_size": 1}
 STEPS = {"trainer.max_steps": 4, "trainer.save_interval": 2, "data.max_length": 512, "data.max_prompt_length": 400}
-SHORT = {"data.max_length": 512}
 
 
 def architecture(name: str, key: str) -> dict[str, Any]:
@@ -74,9 +73,7 @@ def shrink(config: Any, run_dir: Path, clusters: dict[str, Any]) -> None:
             stage.settings.update(STEPS | {"trainer.global_batch_size": 2 * ranks, "optim.lr": 1e-4})
             stage.settings.pop("trainer.max_epochs", None)
         elif stage.command in ("score", "evaluate"):
-            stage.settings.update(
-                SHORT if stage.command == "evaluate" else {k: STEPS[k] for k in STEPS if "data." in k}
-            )
+            stage.settings.update({key: value for key, value in STEPS.items() if key.startswith("data.")})
         elif stage.command == "benchmark":
             stage.settings["benchmark.limit"] = 4
     for model in recipe.models.values():
