@@ -13,6 +13,7 @@ from nemo_tvkd.data.batch import Batch, Item, micro_batches
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.encoder import Encoder, check_vocabulary
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_whole
 from nemo_tvkd.losses import ORACLE_REWARDS
 from nemo_tvkd.metrics import by_strength, correlation, implicit_rewards, preference_metrics, table
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
@@ -143,9 +144,7 @@ def evaluate_rank(config: Any, job: Evaluation) -> None:
 def _write(file: Path, result: dict[str, Any]) -> None:
     """Whole or not at all: where the file is, the evaluation is done."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    partial.replace(file)
+    write_whole(file, json.dumps(result, indent=1) + "\n")
 
 
 def figures(

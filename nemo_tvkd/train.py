@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 from nemo_tvkd.cluster.outputs import FINISHED
 from nemo_tvkd.data.noise import record
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_whole
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
 from nemo_tvkd.models.hf import newest_complete
@@ -98,9 +99,7 @@ def fit(config: Any, prepared: Prepared) -> None:
 
 def _write_finished(directory: Path, step: int) -> None:
     """The mark of a run that has made its last step."""
-    partial = directory / f".{FINISHED}.partial"
-    partial.write_text(json.dumps({"step": step}) + "\n")
-    partial.replace(directory / FINISHED)
+    write_whole(directory / FINISHED, json.dumps({"step": step}) + "\n")
 
 
 def _lock(lock: IO[str], directory: Path) -> None:
@@ -158,9 +157,7 @@ def _save_config(config: Any, directory: Path) -> None:
     for section in saved.values():
         for key in PATH_KEYS & section.keys():
             section[key] = absolute(section[key])
-    partial_file = directory / ".config.yaml"
-    partial_file.write_text(OmegaConf.to_yaml(OmegaConf.create(saved)))
-    partial_file.replace(directory / "config.yaml")
+    write_whole(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(saved)))
 
 
 class _Run:

@@ -1,10 +1,10 @@
 """Files of a benchmark: written whole, or line by line; and which settings the finished ones were made with."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd import files
 from nemo_tvkd.errors import UserError
 
 SETTINGS = "settings.json"
@@ -16,14 +16,9 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         UserError: it cannot be written; names `output`.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.write_whole(path, text)
     except OSError as error:
         raise UserError(f"output: cannot write {path}: {error.strerror}; then run the same command again") from error
 

@@ -52,11 +52,8 @@ def prepare(config: Any) -> Job:
     options = config.benchmark
     if rank_variables()["world"] > 1:
         raise UserError(f"benchmark is one process, and {rank_variables()['world']} were started: srun -n1")
-    wanted = tasks.read_tasks(options.tasks)
-    if not (wanted or options.prompts or options.questions):
-        raise UserError("there is nothing to do: set benchmark.tasks, benchmark.prompts or benchmark.questions")
-    if options.reward_model and not (options.prompts or options.questions):
-        raise UserError("benchmark.reward_model is set without benchmark.prompts or benchmark.questions to score")
+    wanted = wanted_tasks(options)
+    check_judge(options)
     if not config.output:
         raise UserError("output is not set: give the folder of the results")
     check_writable(config.output, "output")
@@ -85,8 +82,22 @@ def prepare(config: Any) -> Job:
         catalogue=tasks.find_tasks(wanted, options) if wanted else None,
         asked=asked,
         reward=reward,
-        reward_tokenizer=_reward_tokenizer(reward) if reward else None,
+        reward_tokenizer=reward_tokenizer(reward) if reward else None,
     )
+
+
+def wanted_tasks(options: Any) -> list[tasks.Task]:
+    """The tasks asked for; a UserError where nothing at all is."""
+    wanted = tasks.read_tasks(options.tasks)
+    if not (wanted or options.prompts or options.questions):
+        raise UserError("there is nothing to do: set benchmark.tasks, benchmark.prompts or benchmark.questions")
+    return wanted
+
+
+def check_judge(options: Any) -> None:
+    """Whether a reward model that is set has answers to score; a UserError where it has none."""
+    if options.reward_model and not (options.prompts or options.questions):
+        raise UserError("benchmark.reward_model is set without benchmark.prompts or benchmark.questions to score")
 
 
 def _language_model(path: str) -> Checkpoint:
@@ -116,7 +127,8 @@ def reward_model(path: str) -> Checkpoint:
     return checkpoint
 
 
-def _reward_tokenizer(checkpoint: Checkpoint) -> Any:
+def reward_tokenizer(checkpoint: Checkpoint) -> Any:
+    """Its tokenizer; a UserError where that has no chat template."""
     tokenizer = load_tokenizer(str(checkpoint.path), rewards.KEY)
     if not tokenizer.chat_template:
         raise UserError(f"{rewards.KEY}: {checkpoint.path} has no chat template")

@@ -19,6 +19,7 @@ from nemo_tvkd.cluster.recipe import Stage, Submission, load_recipe, without_unn
 from nemo_tvkd.cluster.render import render
 from nemo_tvkd.doctor import see_what_jobs_see
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_whole
 from nemo_tvkd.report.folder import read_run, tail
 from nemo_tvkd.values import check_writable
 
@@ -209,10 +210,7 @@ def _write(submission: Submission, jobs: dict[str, int]) -> None:
         "submitted": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "stages": stages,
     }
-    file = submission.run_dir / SUBMISSION
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(text, indent=1) + "\n")
-    partial.replace(file)
+    write_whole(submission.run_dir / SUBMISSION, json.dumps(text, indent=1) + "\n")
 
 
 def _record(submission: Submission, stage: Stage, jobs: dict[str, int]) -> dict[str, Any]:

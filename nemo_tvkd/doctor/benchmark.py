@@ -6,12 +6,10 @@ from functools import partial
 from typing import Any
 
 from nemo_tvkd.benchmark import prompts, tasks
-from nemo_tvkd.benchmark.job import reward_model
+from nemo_tvkd.benchmark.job import check_judge, reward_model, reward_tokenizer, wanted_tasks
 from nemo_tvkd.benchmark.models import quiet
-from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.doctor.check import Check
 from nemo_tvkd.doctor.stages import StageChecks
-from nemo_tvkd.errors import UserError
 
 ELSEWHERE = "benchmark.cluster.container.runtime=none benchmark.cluster.python=ENV/bin/python runs it in an environment"
 
@@ -29,9 +27,7 @@ def benchmark_checks(stage: StageChecks) -> Iterator[Check]:
 
 def _tasks(stage: StageChecks) -> Check | str:
     options, name = stage.config.benchmark, stage.name("tasks")
-    wanted = tasks.read_tasks(options.tasks)
-    if not (wanted or options.prompts or options.questions):
-        raise UserError("there is nothing to do: set benchmark.tasks, benchmark.prompts or benchmark.questions")
+    wanted = wanted_tasks(options)
     if not wanted:
         return "none"
     names = ", ".join(task.name for task in wanted)
@@ -47,11 +43,9 @@ def _tasks(stage: StageChecks) -> Check | str:
 
 
 def _judge(options: Any) -> str:
-    if not (options.prompts or options.questions):
-        raise UserError("benchmark.reward_model is set without benchmark.prompts or benchmark.questions to score")
+    check_judge(options)
     checkpoint = reward_model(options.reward_model)
-    if not load_tokenizer(str(checkpoint.path), "benchmark.reward_model").chat_template:
-        raise UserError(f"benchmark.reward_model: {checkpoint.path} has no chat template")
+    reward_tokenizer(checkpoint)
     return str(checkpoint.path)
 
 

@@ -1,10 +1,10 @@
 """`nemo-tvkd report RUN_DIR`: all results of a chain, or of one training run, as report.md and report.html."""
 
-import os
 from datetime import datetime, timezone
 from pathlib import Path
 
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_whole
 
 
 def main(run_dir: str) -> int:
@@ -20,7 +20,7 @@ def main(run_dir: str) -> int:
     directory = Path(run_dir)
     report = collect(read_run(directory, single=True), datetime.now(timezone.utc))
     for name, text in (("report.md", markdown(report)), ("report.html", html(report))):
-        _write_whole(directory / name, text)
+        _write(directory / name, text)
     print(markdown_table(report.results))
     for note in report.notes:
         print(note)
@@ -28,13 +28,8 @@ def main(run_dir: str) -> int:
     return 0
 
 
-def _write_whole(file: Path, text: str) -> None:
-    """Under a hidden name first: a reader never sees a part."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
+def _write(file: Path, text: str) -> None:
     try:
-        partial.write_text(text, encoding="utf-8", errors="replace")
-        partial.replace(file)
+        write_whole(file, text.encode(errors="replace"))
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nemo_tvkd import files
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.scores.identity import Identity, data_fingerprint
 
@@ -154,13 +155,8 @@ def _check(row: PairScores, identity: Identity) -> None:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that it is never seen, nor left behind by a crash, with part of its bytes under its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        files.write_whole(path, data)
         directory = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
         try:
             os.fsync(directory)

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))  # a fol
 from bad_input import STARTED, Fails, World, nemo_stays_out
 from chat_templates import LLAMA3_CHAT, MISTRAL_CHAT, MISTRAL_CHAT_V01, file_of
 from demo_pairs import make_conversations, make_pairs
+from doctor_cases import Chain, remembered
+from submit_stand_ins import Slurm
 
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.data.template import Template
@@ -109,3 +111,30 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
         return error.removeprefix("nemo-tvkd: ").rstrip("\n")
 
     return run
+
+
+@pytest.fixture
+def chain(tmp_path: Path, world: World) -> Chain:
+    """A recipe of tiny models, for `doctor`."""
+    return Chain(tmp_path, world)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for chains that leave nothing in it but their recipe."""
+    with remembered():
+        yield tmp_path_factory.mktemp("plain")
+
+
+@pytest.fixture
+def plain(place: Path, world: World) -> Chain:
+    """The same, where a test changes nothing that is there."""
+    return Chain(place, world)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
+    """Stand-ins for Slurm's commands, found first."""
+    made = Slurm(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{made.place}{os.pathsep}{os.environ['PATH']}")
+    return made

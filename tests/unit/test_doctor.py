@@ -5,12 +5,11 @@ What it says must be what the commands would: no mistake that ends a job may be 
 
 import shutil
 from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from bad_input import World, write_rows
-from doctor_cases import ROWS, Chain, remembered
+from doctor_cases import ROWS, Chain
 
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.doctor.memory import OUTSIDE_TENSORS
@@ -18,23 +17,6 @@ from nemo_tvkd.doctor.sizes import estimate
 from nemo_tvkd.doctor.stages import StageChecks
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
-
-
-@pytest.fixture
-def chain(tmp_path: Path, world: World) -> Chain:
-    return Chain(tmp_path, world)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for chains that leave nothing in it but their recipe."""
-    with remembered():
-        yield tmp_path_factory.mktemp("plain")
-
-
-@pytest.fixture
-def plain(place: Path, world: World) -> Chain:
-    return Chain(place, world)
 
 
 def test_nothing_to_say(chain: Chain) -> None:

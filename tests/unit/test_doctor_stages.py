@@ -1,32 +1,14 @@
 """`nemo-tvkd doctor`: stages that are done, half done or replaced, and arrays, in a chain of tiny models."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bad_input import World
-from doctor_cases import Chain, remembered
+from doctor_cases import Chain
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
-
-
-@pytest.fixture
-def chain(tmp_path: Path, world: World) -> Chain:
-    return Chain(tmp_path, world)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for chains that leave nothing in it but their recipe."""
-    with remembered():
-        yield tmp_path_factory.mktemp("plain")
-
-
-@pytest.fixture
-def plain(place: Path, world: World) -> Chain:
-    return Chain(place, world)
 
 
 def test_done_stages_are_not_looked_at_again(chain: Chain, world: World) -> None:

@@ -22,13 +22,6 @@ ORDER = ["first", "second", "judge", "third", "export", "verdict"]
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    made = Slurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{made.place}{os.pathsep}{os.environ['PATH']}")
-    return made
-
-
-@pytest.fixture
 def checks(monkeypatch: pytest.MonkeyPatch) -> list[Check]:
     """What `doctor` finds here; nothing unless a test says so."""
     found: list[Check] = []

@@ -16,13 +16,6 @@ pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
-    made = Slurm(tmp_path / "slurm")
-    monkeypatch.setenv("PATH", f"{made.place}{os.pathsep}{os.environ['PATH']}")
-    return made
-
-
-@pytest.fixture
 def mine(tmp_path: Path, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Mine:
     monkeypatch.setattr(doctor, "check_recipe", lambda submission: [])
     made = Mine(tmp_path / "a folder")
