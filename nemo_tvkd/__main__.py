@@ -1,5 +1,6 @@
 """The command line: `nemo-tvkd COMMAND key=value ...`. Nothing heavy is imported before a command runs."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,14 @@ HELP = {
     "evaluate": (
         "preference accuracy, margins and rewards of a checkpoint (HF or NeMo) on pairs",
         "nemo-tvkd evaluate checkpoint=C data.validation=pairs.jsonl output=E.json",
+    ),
+    "inspect": (
+        "a picture of shaping, values and rewards by token for chosen pairs, as one HTML file",
+        "nemo-tvkd inspect checkpoint=TEACHER data.validation=pairs.jsonl output=shaping.html",
+    ),
+    "data": (
+        "data check PATH: what was recognised in a data file: counts, lengths, bad rows, rendered examples",
+        "nemo-tvkd data check pairs.jsonl tokenizer=MODEL data.max_length=1024",
     ),
     "benchmark": (
         "lm-eval tasks, generations for AlpacaEval and MT-Bench, a reward model's scores of a Hugging Face checkpoint",
@@ -183,6 +192,8 @@ def _run(command: str, rest: list[str]) -> int:
         raise UserError(f"--from repeats a training run; {command} has none")
     if command == "bench" and rest and "=" not in rest[0]:
         rest = [f"bench.part={rest[0]}", *rest[1:]]
+    if command == "data":
+        rest = _checked_path(rest)
     config = compose(command, rest, Path(base) / "config.yaml" if base else None)
     if show:
         from omegaconf import OmegaConf
@@ -190,6 +201,17 @@ def _run(command: str, rest: list[str]) -> int:
         print(OmegaConf.to_yaml(config), end="")
         return 0
     return RUNNERS[command](config)
+
+
+def _checked_path(rest: list[str]) -> list[str]:
+    """`data check PATH key=value ...` as overrides."""
+    from nemo_tvkd.compose import quoted
+
+    if not rest or rest[0] != "check":
+        raise UserError(f"data {rest[0] if rest else ''}".rstrip() + f" is no command: {HELP['data'][1]}")
+    if len(rest) > 1 and not re.match(r"[\w.+~]+=", rest[1]):
+        return [f"data.train={rest[1] if rest[1].startswith('[') else quoted(rest[1])}", *rest[2:]]
+    return rest[1:]
 
 
 def _take_option(arguments: list[str], name: str) -> tuple[str, list[str]]:
@@ -217,6 +239,18 @@ def _score(config: Any) -> int:
 
 def _evaluate(config: Any) -> int:
     from nemo_tvkd.evaluate import main
+
+    return main(config)
+
+
+def _inspect(config: Any) -> int:
+    from nemo_tvkd.inspect import main
+
+    return main(config)
+
+
+def _data(config: Any) -> int:
+    from nemo_tvkd.data_check import main
 
     return main(config)
 
@@ -249,6 +283,8 @@ RUNNERS: dict[str, Callable[[Any], int]] = {
     "train": _train,
     "score": _score,
     "evaluate": _evaluate,
+    "inspect": _inspect,
+    "data": _data,
     "import-hf": _import_hf,
     "export-hf": _export_hf,
     "benchmark": _benchmark,

@@ -1,156 +1,30 @@
-"""Typed configuration: every key, its default and its meaning, in one place. YAML in conf/ holds only what differs."""
+"""Typed configuration of the commands: every key, its default, its meaning. YAML in conf/ holds only what differs."""
 
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.algorithms import ALGORITHMS
+from nemo_tvkd.algorithms import ALGORITHMS, ShapingConfig
 from nemo_tvkd.benchmark.config import BenchmarkConfig
 from nemo_tvkd.cluster.config import SubmitConfig
+from nemo_tvkd.sections import (
+    DataConfig,
+    ExampleDataConfig,
+    FrozenConfig,
+    LoggerConfig,
+    OptimConfig,
+    OracleConfig,
+    ParallelConfig,
+    RewardSource,
+    StudentConfig,
+    TeacherConfig,
+    TeacherSource,
+    TrainerConfig,
+    TrainingDataConfig,
+)
 
-__all__ = ["ALGORITHMS", "COMMANDS", "package_folder"]
-
-
-@dataclass
-class StudentConfig:
-    path: str = ""
-    """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory."""
-    tokenizer: str = ""
-    """Tokenizer directory or .model file; the student's own when empty."""
-
-
-@dataclass
-class FrozenConfig:
-    """A model that judges: teacher or reference."""
-
-    path: str = ""
-    """As student.path; for `reference`, the student's initial weights when empty."""
-    mode: str = "online"
-    """online (in this job) | cached (from a score store)."""
-    scores: str = ""
-    """The score store, for mode=cached."""
-
-
-@dataclass
-class TeacherConfig(FrozenConfig):
-    tokenizer: str = ""
-    """Tokenizer directory or .model file; the teacher's own when empty. It may be another one than the student's."""
-    chat_template: str = ""
-    """For a teacher that reads pairs its own way: as data.chat_template. Empty: its tokenizer's own if it has another
-    tokenizer than the student, else the student's."""
-
-
-@dataclass
-class RewardSource:
-    """A model with a reward head, or what it said."""
-
-    path: Any = ""
-    """As student.path; a Hugging Face sequence-classification model with one label, too. For edpo a list of several."""
-    scores: Any = ""
-    """Score store, with oracle.mode=cached; for edpo a list of several."""
-    tokenizer: str = ""
-    """As teacher.tokenizer."""
-    chat_template: str = ""
-    """As teacher.chat_template."""
-
-
-@dataclass
-class OracleConfig(RewardSource):
-    mode: str = "online"
-    """online (in this job) | cached (from a score store) | columns (the data's chosen_reward and rejected_reward)."""
-    normalize: str = "none"
-    """none | zscore (rewards over their standard deviation in the score store, or in the training data's columns)."""
-
-
-@dataclass
-class DataConfig:
-    train: Any = ""
-    """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset, a copy of a hub dataset's folder; or
-    a dataset's hub id. The last two may name their split, as in ORG/NAME:SPLIT; else it is train, or test for
-    data.validation."""
-    validation: Any = ""
-    max_length: int = 1024
-    """Tokens of prompt and response together."""
-    max_prompt_length: int | None = None
-    """Longer prompts keep their end; null: no prompt is cut, and one that fills max_length is a bad row."""
-    shuffle: bool = True
-    chat_template: str = "auto"
-    """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | llama3 | mistral | a jinja file. The
-    checkpoints of a run carry a template that was given by name or file, and the two tokens below."""
-    end_token: str = ""
-    """The token that ends a response, a word of the vocabulary; the tokenizer's own when empty. It is also that of
-    models with the same vocabulary; others (a teacher with another tokenizer) have their own."""
-    pad_token: str = ""
-    """The padding token that checkpoints name (training pads with nothing that a model reads); as data.end_token."""
-    on_bad_row: str = "error"
-    """error | skip (counted and reported)."""
-
-
-@dataclass
-class TrainingDataConfig(DataConfig):
-    label_noise: float = 0.0
-    """Share of the training pairs whose chosen and rejected response are exchanged, by their pair id; 0 to 1."""
-    label_noise_seed: int = 0
-    """Which pairs these are."""
-
-
-@dataclass
-class ParallelConfig:
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    context_parallel_size: int = 1
-    sequence_parallel: bool = False
-    data_parallel_size: int = 0
-    """Model replicas when the command starts its own ranks; 0: as many as there are GPUs for, 1 on a CPU."""
-    lm_head_memory_mib: int = 0
-    """MiB that logits may take at a time (they are made a chunk at a time); 0: 512 on a GPU, 64 on a CPU."""
-
-
-@dataclass
-class TrainerConfig:
-    max_steps: int | None = None
-    """Optimizer steps; from max_epochs when null."""
-    max_epochs: int = 1
-    global_batch_size: int = 64
-    """Pairs per step (for sft: examples)."""
-    micro_batch_size: int = 1
-    """Pairs per forward pass and model replica (for sft: examples)."""
-    precision: str = "bf16"
-    """bf16 (fp32 master weights) | fp32."""
-    recompute: bool = False
-    """Keep only each layer's input and compute its activations again in the backward pass."""
-    seed: int = 42
-    output_dir: str = "runs/${algorithm.name}"
-    val_interval: int = 0
-    """Steps between validations; 0: at the end only."""
-    save_interval: int = 0
-    """Steps between checkpoints; 0: at the end only."""
-    keep_checkpoints: int = 2
-    log_interval: int = 1
-    resume: str = "auto"
-    """auto (continue from the newest complete checkpoint in output_dir) | never (refuse a used output_dir)."""
-
-
-@dataclass
-class OptimConfig:
-    """AdamW; the learning rate warms up linearly, then follows the schedule down to min_lr."""
-
-    lr: float = 5e-7
-    min_lr: float = 0.0
-    warmup_ratio: float = 0.1
-    schedule: str = "cosine"
-    """constant | linear | cosine."""
-    weight_decay: float = 0.0
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    eps: float = 1e-8
-    clip_grad: float = 1.0
-    """Global gradient norm; 0: no clipping."""
-
-
-@dataclass
-class LoggerConfig:
-    tensorboard: bool = True
+__all__ = ["ALGORITHMS", "COMMANDS", "ParallelConfig", "package_folder"]
 
 
 @dataclass
@@ -203,22 +77,83 @@ class ScoreConfig:
 class EvaluateConfig:
     """`nemo-tvkd evaluate`."""
 
-    checkpoint: str = ""
-    """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory."""
+    checkpoint: Any = ""
+    """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory; a list of several is compared
+    with its first."""
     tokenizer: str = ""
     reference: str = ""
     """Checkpoint whose log-probabilities rewards are measured against; none: reward = beta log pi."""
     beta: float = 0.1
     oracle: RewardSource = field(default_factory=RewardSource)
     """Whose |reward difference| is a preference's strength: a model, a score store, or else the data's columns."""
+    teacher: TeacherSource = field(default_factory=TeacherSource)
+    """Whose shaping (by the keys of `shaping`) the rewards are compared with."""
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
     strength_bins: int = 4
     """Parts of equal size that pairs are reported in, by the strength of their preference."""
+    calibration_bins: int = 10
+    """Parts of equal size that pairs are reported in, by the margin's own confidence sigmoid(|margin|)."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    resamples: int = 2000
+    """Of the pairs, for the bootstrap; 0: no intervals."""
+    seed: int = 0
+    """Of the bootstrap."""
     output: str = ""
     """JSON file to write; the table is printed either way."""
+    pairs_output: str = ""
+    """JSONL file to write: each pair's numbers."""
     micro_batch_size: int = 8
     precision: str = "bf16"
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass
+class InspectConfig:
+    """`nemo-tvkd inspect`."""
+
+    checkpoint: str = ""
+    """The model whose values, shaping and log-probabilities are shown (the teacher, mostly): as student.path."""
+    tokenizer: str = ""
+    """Tokenizer directory or .model file; the checkpoint's own when empty."""
+    reference: str = ""
+    """Another checkpoint, whose log-probabilities are taken from the checkpoint's."""
+    reward_model: str = ""
+    """A model with a reward head, read at every token; the checkpoint's own head when empty."""
+    beta: float = 0.01
+    """tau of the soft value when shaping.temperature is null."""
+    shaping: ShapingConfig = field(default_factory=ShapingConfig)
+    pairs: list[int] = field(default_factory=list)
+    """Which pairs to show, by number from 1; else as `order` and `limit` say."""
+    order: str = "file"
+    """file | margin (the greatest |shaping margin| first) | disagreement (the teacher's worst first)."""
+    limit: int = 20
+    """How many pairs to show at most."""
+    output: str = "inspect.html"
+    """The page to write; it needs nothing else."""
+    micro_batch_size: int = 8
+    """Pairs per forward pass and model replica."""
+    precision: str = "bf16"
+    """bf16 | fp32."""
+    data: DataConfig = field(default_factory=DataConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass
+class DataCheckConfig:
+    """`nemo-tvkd data check PATH`."""
+
+    data: ExampleDataConfig = field(default_factory=ExampleDataConfig)
+    """data.train is PATH."""
+    rows: str = "auto"
+    """auto (as the first good row) | pairs | examples."""
+    tokenizer: str = ""
+    """Tokenizer directory, .model file or checkpoint; else lengths are in characters, and nothing is rendered."""
+    examples: int = 3
+    """How many rows to render, and bad rows to show of each kind."""
+    output: str = ""
+    """JSON file to write; the tables are printed either way."""
 
 
 @dataclass
@@ -295,6 +230,8 @@ COMMANDS: dict[str, type] = {
     "train": TrainConfig,
     "score": ScoreConfig,
     "evaluate": EvaluateConfig,
+    "inspect": InspectConfig,
+    "data": DataCheckConfig,
     "import-hf": ImportConfig,
     "export-hf": ExportConfig,
     "bench": BenchConfig,

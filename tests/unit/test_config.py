@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_tvkd import algorithms
+from nemo_tvkd import algorithms, sections
 from nemo_tvkd import config as commands
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.benchmark import config as benchmark
@@ -19,7 +19,7 @@ from nemo_tvkd.config import ALGORITHMS, COMMANDS, package_folder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 
-MODULES = (commands, algorithms, benchmark, cluster)
+MODULES = (commands, sections, algorithms, benchmark, cluster)
 BY_DEFAULT = [command for command in COMMANDS if command != "submit"]
 """Commands that have a configuration before anything is chosen; a chain of jobs has a recipe and a cluster."""
 SELF_EVIDENT = {
@@ -268,7 +268,7 @@ def test_cfg_job_is_what_from_reads(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("command", BY_DEFAULT)
 def test_cfg_job_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--cfg", "job"]) == 0
+    assert main([command, *(["check"] if command == "data" else []), "--cfg", "job"]) == 0
     assert as_dict(OmegaConf.create(capsys.readouterr().out)) == as_dict(compose(command, []))
 
 

@@ -1,0 +1,186 @@
+"""The sections that the configurations of commands are made of: every key, its default and its meaning."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class StudentConfig:
+    path: str = ""
+    """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory."""
+    tokenizer: str = ""
+    """Tokenizer directory or .model file; the student's own when empty."""
+
+
+@dataclass
+class FrozenConfig:
+    """A model that judges: teacher or reference."""
+
+    path: str = ""
+    """As student.path; for `reference`, the student's initial weights when empty."""
+    mode: str = "online"
+    """online (in this job) | cached (from a score store)."""
+    scores: str = ""
+    """The score store, for mode=cached."""
+
+
+@dataclass
+class TeacherConfig(FrozenConfig):
+    tokenizer: str = ""
+    """Tokenizer directory or .model file; the teacher's own when empty. It may be another one than the student's."""
+    chat_template: str = ""
+    """For a teacher that reads pairs its own way: as data.chat_template. Empty: its tokenizer's own if it has another
+    tokenizer than the student, else the student's."""
+
+
+@dataclass
+class TeacherSource:
+    """A model with soft values, or what it said."""
+
+    path: str = ""
+    """As student.path."""
+    scores: str = ""
+    """Score store with values."""
+    tokenizer: str = ""
+    """As teacher.tokenizer."""
+    chat_template: str = ""
+    """As teacher.chat_template."""
+
+
+@dataclass
+class RewardSource:
+    """A model with a reward head, or what it said."""
+
+    path: Any = ""
+    """As student.path; a Hugging Face sequence-classification model with one label, too. For edpo a list of several."""
+    scores: Any = ""
+    """Score store, with oracle.mode=cached; for edpo a list of several."""
+    tokenizer: str = ""
+    """As teacher.tokenizer."""
+    chat_template: str = ""
+    """As teacher.chat_template."""
+
+
+@dataclass
+class OracleConfig(RewardSource):
+    mode: str = "online"
+    """online (in this job) | cached (from a score store) | columns (the data's chosen_reward and rejected_reward)."""
+    normalize: str = "none"
+    """none | zscore (rewards over their standard deviation in the score store, or in the training data's columns)."""
+
+
+@dataclass
+class DataConfig:
+    train: Any = ""
+    """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset, a copy of a hub dataset's folder; or
+    a dataset's hub id. The last two may name their split, as in ORG/NAME:SPLIT; else it is train, or test for
+    data.validation. Of a list all may have weights, as in [a:0.7,b:0.3]: in training, an epoch then has as many rows
+    as all of them together, drawn from each in these shares."""
+    validation: Any = ""
+    max_length: int = 1024
+    """Tokens of prompt and response together."""
+    max_prompt_length: int | None = None
+    """Longer prompts keep their end; null: no prompt is cut, and one that fills max_length is a bad row."""
+    shuffle: bool = True
+    chat_template: str = "auto"
+    """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | llama3 | mistral | a jinja file. The
+    checkpoints of a run carry a template that was given by name or file, and the two tokens below."""
+    end_token: str = ""
+    """The token that ends a response, a word of the vocabulary; the tokenizer's own when empty. It is also that of
+    models with the same vocabulary; others (a teacher with another tokenizer) have their own."""
+    pad_token: str = ""
+    """The padding token that checkpoints name (training pads with nothing that a model reads); as data.end_token."""
+    on_bad_row: str = "error"
+    """error | skip (counted and reported)."""
+    streaming: bool = False
+    """For data larger than memory: rows are tokenised once, into memory-mapped files beside the imported checkpoints
+    ($NEMO_TVKD_CACHE, or runs/), and read from there; a second start finds them."""
+
+
+@dataclass
+class ExampleDataConfig(DataConfig):
+    assistant_turns: str = "last"
+    """last | all: which of a conversation's answers are trained (algorithm=sft; pairs differ in the last one alone)."""
+
+
+@dataclass
+class TrainingDataConfig(ExampleDataConfig):
+    label_noise: float = 0.0
+    """Share of the training pairs whose chosen and rejected response are exchanged, by their pair id; 0 to 1."""
+    label_noise_seed: int = 0
+    """Which pairs these are."""
+
+
+@dataclass
+class ParallelConfig:
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+    data_parallel_size: int = 0
+    """Model replicas when the command starts its own ranks; 0: as many as there are GPUs for, 1 on a CPU."""
+    lm_head_memory_mib: int = 0
+    """MiB that logits may take at a time (they are made a chunk at a time); 0: 512 on a GPU, 64 on a CPU."""
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int | None = None
+    """Optimizer steps; from max_epochs when null."""
+    max_epochs: int = 1
+    global_batch_size: int = 64
+    """Pairs per step (for sft: examples)."""
+    micro_batch_size: int = 1
+    """Pairs per forward pass and model replica (for sft: examples)."""
+    precision: str = "bf16"
+    """bf16 (fp32 master weights) | fp32."""
+    recompute: bool = False
+    """Keep only each layer's input and compute its activations again in the backward pass."""
+    seed: int = 42
+    output_dir: str = "runs/${algorithm.name}"
+    val_interval: int = 0
+    """Steps between validations; 0: at the end only."""
+    save_interval: int = 0
+    """Steps between checkpoints; 0: at the end only."""
+    keep_checkpoints: int = 2
+    log_interval: int = 1
+    resume: str = "auto"
+    """auto (continue from the newest complete checkpoint in output_dir) | never (refuse a used output_dir)."""
+
+
+@dataclass
+class OptimConfig:
+    """AdamW; the learning rate warms up linearly, then follows the schedule down to min_lr."""
+
+    lr: float = 5e-7
+    min_lr: float = 0.0
+    warmup_ratio: float = 0.1
+    schedule: str = "cosine"
+    """constant | linear | cosine."""
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    clip_grad: float = 1.0
+    """Global gradient norm; 0: no clipping."""
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases (pip install wandb); off without a project."""
+
+    project: str = ""
+    """The project that runs go to."""
+    entity: str = ""
+    """User or team; the account's default when empty."""
+    name: str = ""
+    """The run's; that of trainer.output_dir when empty."""
+    group: str = ""
+    """What its runs are grouped by."""
+    mode: str = "online"
+    """online | offline (for `wandb sync` where there is a network)."""
+
+
+@dataclass
+class LoggerConfig:
+    tensorboard: bool = True
+    wandb: WandbConfig = field(default_factory=WandbConfig)
