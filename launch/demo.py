@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from demo_curves import draw_curves
 from demo_data import make_demo_data
 from demo_judge import judge_exports, last_validation, table
 from demo_stages import BETA, PAIRS, Stage, export, run_stages, score, sft_stages, train
@@ -24,6 +25,14 @@ EXPORTED = {
     "student_dpo": "student DPO",
     "student_tvkd": "student TVKD",
 }
+DRAWN = {
+    "teacher_sft": "teacher SFT",
+    "teacher_dpo": "teacher DPO",
+    "student_sft": "student SFT",
+    "student_dpo": "student DPO",
+    "student_tvkd": "student TVKD",
+}
+"""Runs whose curves are drawn."""
 
 
 def stages(root: Path) -> list[Stage]:
@@ -65,6 +74,7 @@ def main(print_line: Callable[[str], None] = print) -> None:
     rows = judge_exports(root, EXPORTED)
     shaping = last_validation(root / "student_tvkd")
     (root / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    curves = draw_curves({name: root / run for run, name in DRAWN.items()}, root / "curves.png")
     print_line(
         f"\n{table(rows)}\n\n"
         f"{rows[0]['pairs']} held-out pairs. accuracy: how often log pi(chosen) > log pi(rejected); margin: mean\n"
@@ -75,7 +85,7 @@ def main(print_line: Callable[[str], None] = print) -> None:
         "One seed, models of 0.4 and 1.7 M parameters on synthetic text: this shows that the pipeline works, not what\n"
         f"the paper shows. Standard error of an accuracy here: about {0.5 / rows[0]['pairs'] ** 0.5:.3f}.\n\n"
         f"runs: {root}/*/ (metrics.jsonl, tensorboard/, checkpoints/)   Hugging Face: {root}/hf/*/\n"
-        f"figures: {root}/results.json\n"
+        f"figures: {root}/results.json   curves: {curves}\n"
         f"{time.perf_counter() - start:.0f} s in all"
     )
 

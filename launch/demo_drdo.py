@@ -14,11 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from demo_curves import draw_curves
 from demo_data import make_demo_data
 from demo_judge import heldout_pairs, judge_exports, judge_reward_model, last_validation, table
 from demo_stages import ORACLE, PAIRS, Stage, export, run_stages, score, sft_stages, train
 
 EXPORTED = {"student_sft": "student SFT", "student_drdo": "student DRDO"}
+DRAWN = {"teacher_sft": "teacher SFT", "student_sft": "student SFT", "oracle": "oracle", "student_drdo": "student DRDO"}
+"""Runs whose curves are drawn."""
 
 
 def stages(root: Path) -> list[Stage]:
@@ -61,6 +64,7 @@ def main(print_line: Callable[[str], None] = print) -> None:
     oracle = judge_reward_model(root / "hf" / "oracle", heldout_pairs(root))
     student = last_validation(root / "student_drdo")
     (root / "results_drdo.json").write_text(json.dumps({"policies": rows, "oracle": oracle}, indent=1) + "\n")
+    curves = draw_curves({name: root / run for run, name in DRAWN.items()}, root / "curves_drdo.png")
     print_line(
         f"\n{table(rows)}\n\n"
         f"{rows[0]['pairs']} held-out pairs. accuracy: how often log pi(chosen) > log pi(rejected); margin: mean\n"
@@ -70,7 +74,7 @@ def main(print_line: Callable[[str], None] = print) -> None:
         f"differences correlate with the oracle's at {student['eval_reward_distillation/correlation']:.2f}.\n"
         "One seed, models of 0.4 and 1.7 M parameters on synthetic text: this shows that the pipeline works, not what\n"
         f"the paper shows. Standard error of an accuracy here: about {0.5 / rows[0]['pairs'] ** 0.5:.3f}.\n\n"
-        f"figures: {root}/results_drdo.json\n"
+        f"figures: {root}/results_drdo.json   curves: {curves}\n"
         f"{time.perf_counter() - start:.0f} s in all"
     )
 

@@ -14,6 +14,7 @@ class ShapingConfig:
     terminal: str = "bootstrap"
     """V after the last response token: the teacher's (bootstrap) or 0 (zero)."""
     gamma: float = 1.0
+    """Of psi_t = gamma V(s_{t+1}) - V(s_t). With 1 the sum telescopes, else it depends on length."""
     temperature: float | None = None
     """tau of the soft value; algorithm.beta when null (Lemma 1)."""
 
@@ -24,7 +25,9 @@ class TvkdConfig:
 
     name: str = "tvkd"
     beta: float = 0.01
+    """Weight of the student's log-probabilities, and tau of the soft value (Lemma 1)."""
     alpha: float = 0.7
+    """Weight of the teacher's shaping; 0 takes the teacher away."""
     use_reference: bool = False
     """Add DPO's reference term; the paper has none."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
@@ -36,7 +39,9 @@ class DpoConfig:
 
     name: str = "dpo"
     beta: float = 0.1
+    """Weight of the log-ratios to the reference: how dear it is to leave it."""
     label_smoothing: float = 0.0
+    """Probability that a label is taken to be wrong (conservative DPO)."""
 
 
 @dataclass
@@ -65,6 +70,7 @@ class DrdoConfig:
 
     name: str = "drdo"
     alpha: float = 0.1
+    """Weight of the focal preference term."""
     gamma: float = 2.0
     """Exponent of the focal weight (1 - p_w)^gamma."""
     beta: float = 0.1
@@ -83,6 +89,7 @@ class EdpoConfig:
 
     name: str = "edpo"
     beta: float = 0.1
+    """Weight of the log-ratios to the reference."""
     ensemble: str = "mean"
     """mean (of the oracles' reward differences) | min (the oracle with the least loss over the global batch)."""
 

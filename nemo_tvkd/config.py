@@ -48,6 +48,7 @@ class ScoringConfig:
     model: str = ""
     """The frozen model: as student.path."""
     tokenizer: str = ""
+    """Tokenizer directory or .model file; the model's own when empty."""
     what: list[str] = field(default_factory=lambda: ["value"])
     """value | logprob | reward (of a model with a reward head), one or several."""
     value_kind: Any = "soft_value"
@@ -57,9 +58,11 @@ class ScoringConfig:
     value_storage: str = "all"
     """all | ends (V(s_1) and V(s_{T+1}): enough for gamma = 1 and form=potential_difference)."""
     output: str = ""
+    """Directory of the score store; the same command finishes one that was interrupted."""
     micro_batch_size: int = 8
     """Pairs per forward pass and model replica."""
     precision: str = "bf16"
+    """bf16 | fp32."""
     part_size: int = 1024
     """Pairs per Parquet shard: what a killed job loses at most, for each replica."""
 
@@ -81,9 +84,11 @@ class EvaluateConfig:
     """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory; a list of several is compared
     with its first."""
     tokenizer: str = ""
+    """Tokenizer directory or .model file; the checkpoint's own when empty."""
     reference: str = ""
     """Checkpoint whose log-probabilities rewards are measured against; none: reward = beta log pi."""
     beta: float = 0.1
+    """Of rewards, beta (log pi - log ref), and tau of the soft value where shaping.temperature is null."""
     oracle: RewardSource = field(default_factory=RewardSource)
     """Whose |reward difference| is a preference's strength: a model, a score store, or else the data's columns."""
     teacher: TeacherSource = field(default_factory=TeacherSource)
@@ -104,7 +109,9 @@ class EvaluateConfig:
     pairs_output: str = ""
     """JSONL file to write: each pair's numbers."""
     micro_batch_size: int = 8
+    """Pairs per forward pass and model replica."""
     precision: str = "bf16"
+    """bf16 | fp32."""
     data: DataConfig = field(default_factory=DataConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -122,7 +129,7 @@ class InspectConfig:
     reward_model: str = ""
     """A model with a reward head, read at every token; the checkpoint's own head when empty."""
     beta: float = 0.01
-    """tau of the soft value when shaping.temperature is null."""
+    """tau of the soft value when shaping.temperature is null, and of the implicit reward beta (log pi - log ref)."""
     shaping: ShapingConfig = field(default_factory=ShapingConfig)
     pairs: list[int] = field(default_factory=list)
     """Which pairs to show, by number from 1; else as `order` and `limit` say."""
@@ -147,11 +154,11 @@ class DataCheckConfig:
     data: ExampleDataConfig = field(default_factory=ExampleDataConfig)
     """data.train is PATH."""
     rows: str = "auto"
-    """auto (as the first good row) | pairs | examples."""
+    """auto (pairs where there is one among the first rows) | pairs | examples."""
     tokenizer: str = ""
-    """Tokenizer directory, .model file or checkpoint; else lengths are in characters, and nothing is rendered."""
+    """Tokenizer directory, .model file or checkpoint; without it lengths are in characters, and examples are text."""
     examples: int = 3
-    """How many rows to render, and bad rows to show of each kind."""
+    """How many rows to show."""
     output: str = ""
     """JSON file to write; the tables are printed either way."""
 
@@ -161,7 +168,9 @@ class ImportConfig:
     """`nemo-tvkd import-hf`."""
 
     source: str = ""
+    """Hugging Face directory or hub id."""
     output: str = ""
+    """Directory to make."""
     tokenizer: str = ""
     """Tokenizer to keep in the checkpoint instead of the source's own."""
 
@@ -171,7 +180,9 @@ class ExportConfig:
     """`nemo-tvkd export-hf`."""
 
     checkpoint: str = ""
+    """NeMo checkpoint, or a run's output directory (its newest checkpoint)."""
     output: str = ""
+    """Directory to make."""
     kind: str = "auto"
     """causal_lm | reward_model (a sequence-classification model with one label) | auto (what the checkpoint is)."""
 
@@ -181,9 +192,13 @@ class SizeConfig:
     """A Llama with random weights."""
 
     hidden_size: int = 256
+    """Width."""
     num_layers: int = 4
+    """Depth."""
     num_heads: int = 4
+    """Attention heads; divides hidden_size."""
     vocab_size: int = 32000
+    """Rows of the embedding."""
 
 
 @dataclass

@@ -2,15 +2,86 @@
 
 import ast
 import inspect
+import json
 import textwrap
+import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
 from typing import Any
+
+WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null", dict: "mapping"}
+
+
+@dataclass
+class Key:
+    """One key of a configuration, for people.
+
+    Attributes:
+        name: dotted; a part in capitals stands for a name that the user chooses.
+        kind: its type in words.
+        default: as it would be typed; empty where it is an empty text.
+        meaning: its docstring; empty where it has none.
+    """
+
+    name: str
+    kind: str
+    default: str
+    meaning: str
 
 
 def documented(config: Any, kind: type) -> str:
     """A configuration of the dataclass `kind` as YAML; each key's docstring stands behind it as a comment."""
     return "\n".join(_lines(config, kind, "")) + "\n"
+
+
+def keys(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[Key]:
+    """Every key of the dataclass `kind` and of the sections in it, in their order."""
+    said = meanings(kind)
+    for field in fields(kind):
+        value = getattr(defaults, field.name) if defaults is not None else _default(field)
+        name, section = f"{prefix}{field.name}", field.type
+        while typing.get_origin(section) is dict and typing.get_args(section)[1] is not Any:
+            inner = typing.get_args(section)[1]
+            if not (is_dataclass(inner) or typing.get_origin(inner) is dict):
+                break
+            name, section, value = f"{name}.{_placeholder(field.name, name)}", inner, None
+        if isinstance(section, type) and is_dataclass(section):
+            yield from keys(section, f"{name}.", value)
+        else:
+            yield Key(name, _in_words(field.type, value), _as_typed(value), said.get(field.name, ""))
+
+
+def _placeholder(field: str, name: str) -> str:
+    """What stands for a name that is the user's own: NAME, or of a layout NODE_TYPE and then STAGE."""
+    return "NAME" if field != "layouts" else "STAGE" if name.endswith("NODE_TYPE") else "NODE_TYPE"
+
+
+def _default(field: Any) -> Any:
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _in_words(kind: Any, default: Any) -> str:
+    """The type of a field; one that takes anything takes what its default is, or a list of that."""
+    if kind is Any:
+        one = default[0] if isinstance(default, list) and default else default
+        return f"{WORDS[type(one)]}, or a list"
+    if isinstance(kind, UnionType) or typing.get_origin(kind) is typing.Union:
+        return " or ".join(WORDS[part] for part in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        word = WORDS[typing.get_args(kind)[0]]
+        return f"list of {word}" + "s" * word.endswith("number")
+    return WORDS[typing.get_origin(kind) or kind]
+
+
+def _as_typed(value: Any) -> str:
+    if isinstance(value, list):
+        return "[" + ",".join(map(_as_typed, value)) + "]"
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if not isinstance(value, float) else f"{value:g}"
 
 
 def meanings(kind: type) -> dict[str, str]:

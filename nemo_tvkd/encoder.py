@@ -1,12 +1,16 @@
 """A tokenizer with its chat template and lengths: files of pairs in, token ids out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from nemo_tvkd.data.pairs import read_rows
-from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
+from nemo_tvkd.data.align import check_offsets
+from nemo_tvkd.data.cache import cached_tokens, ids_of
+from nemo_tvkd.data.pairs import ReadReport, iter_rows, read_rows
+from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
 from nemo_tvkd.data.tokenizer import Dialogue, load_tokenizer, same_vocabulary, set_tokens, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint
@@ -74,25 +78,65 @@ class Encoder:
         report: Any = print,
         positions: bool = False,
         require: Mapping[str, str] = MappingProxyType({}),
-    ) -> list[Tokenized]:
+    ) -> Sequence[Tokenized]:
         """Tokenised rows of `paths`, with their states' `positions` if asked for; says what was read, cut, skipped.
 
-        `require`: columns that every row must have, and why (see `data.pairs.read_rows`).
+        With data.streaming they are read from memory-mapped files, one at a time.
+
+        `require`: columns that every row must have, and why (see `data.pairs.iter_rows`).
         """
-        data = self.data
-        rows, read = read_rows(paths, need_rejected=pairs, on_bad_row=data.on_bad_row, key=key, require=require)
-        lengths = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length}
-        tokenized, made = tokenize_rows(rows, self.template, on_bad_row=data.on_bad_row, positions=positions, **lengths)
-        bad = read.bad + made.bad
-        kind = "pairs" if pairs else "examples"
+        data, kind = self.data, "pairs" if pairs else "examples"
+        reading = {"need_rejected": pairs, "key": key, "on_bad_row": data.on_bad_row, "require": dict(require)}
+        encoding = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length, "positions": positions}
+        encoding["turns"] = "last" if pairs else getattr(data, "assistant_turns", "last")
+        tokenized: Sequence[Tokenized]
+        if getattr(data, "streaming", False):
+            settings = ids_of(self.template, reading=reading, encoding=encoding)
+            rows = partial(self._rows, paths, reading, encoding)
+            tokenized, made = cached_tokens(settings, paths, key, pairs, rows)
+        else:
+            tokenized, made = self._in_memory(paths, reading, encoding)
         report(
-            f"{key}: {len(tokenized)} {kind} from {', '.join(paths)}; template {self.template.name}; "
-            f"cut to length: {made.prompts_truncated} prompts, {made.responses_truncated} responses; "
-            f"skipped: {len(bad)} bad rows" + (f", first {bad[0]}" if bad else "")
+            f"{key}: {len(tokenized)} {kind} from {', '.join(paths)}; template {self.template.name}; cut to length: "
+            f"{made['prompts_truncated']} prompts, {made['responses_truncated']} responses; "
+            f"skipped: {made['bad_rows']} bad rows"
+            + (f", first {made['bad'][0]}" if made["bad"] else "")
+            + (f"; left out: {made['left_out']}" if made["left_out"] else "")
         )
         if not tokenized:
             raise UserError(f"{key}: no usable rows in {', '.join(paths)}")
         return tokenized
+
+    def _in_memory(
+        self, paths: list[str], reading: dict[str, Any], encoding: dict[str, Any]
+    ) -> tuple[list[Tokenized], dict[str, Any]]:
+        rows, read = read_rows(paths, **reading)
+        tokenized, made = tokenize_rows(rows, self.template, on_bad_row=reading["on_bad_row"], **encoding)
+        made.bad, made.left_out = read.bad + made.bad, read.left_out
+        return tokenized, made.figures()
+
+    def _rows(
+        self, paths: list[str], reading: dict[str, Any], encoding: dict[str, Any], report: TokenizeReport
+    ) -> Iterator[Tokenized]:
+        """The same rows one by one; `report` is complete when they have ended."""
+        if encoding["positions"]:
+            check_offsets(self.tokenizer)
+        read = ReadReport()
+        for row in iter_rows(paths, report=read, **reading):
+            try:
+                (tokenized,), made = tokenize_rows([row], self.template, on_bad_row="error", **encoding)
+            except UserError as error:
+                if reading["on_bad_row"] == "error":
+                    raise
+                report.bad.append(str(error))
+                continue
+            report.pairs += 1
+            report.prompts_truncated += made.prompts_truncated
+            report.responses_truncated += made.responses_truncated
+            yield tokenized
+        if report.bad and not report.pairs:
+            raise UserError(f"each of the {len(report.bad)} rows is bad; the first: {report.bad[0]}")
+        report.bad, report.left_out = read.bad + report.bad, read.left_out
 
 
 def _end_ids(checkpoint: Checkpoint) -> list[int]:

@@ -6,13 +6,15 @@ ends alone; others take, at each of the student's states, the value of the teach
 characters (:mod:`nemo_tvkd.data.align`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_tvkd.data.align import align_states
 from nemo_tvkd.data.batch import Item, OtherReading
-from nemo_tvkd.data.template import Tokenized
+from nemo_tvkd.data.lazy import Lazy, Mapped
+from nemo_tvkd.data.readings import count_truncated, pair_ids, read_by_all, sources
+from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.data.tokenizer import TOKENIZER_FILES
 from nemo_tvkd.encoder import Encoder, check_vocabulary
 from nemo_tvkd.errors import UserError
@@ -71,42 +73,53 @@ class Needs:
     columns: bool = False
     """Whether the oracle's rewards are those of the data."""
 
-    def read(self, paths: list[str], key: str, say: Say) -> list[Item]:
-        """The rows of `paths` as items, with what the stores say about them."""
+    def read(self, paths: list[str], key: str, say: Say) -> Sequence[Item]:
+        """The rows of `paths` as items, with what the stores say about them; with data.streaming made one by one."""
         rows = self.encoder.read(paths, key, self.pairs, say, self.aligned, self.require)
         theirs = {name: self._read_as(name, paths, key, say) for name in self.readers}
-        rows = [row for row in rows if all(row.source in read for read in theirs.values())]
+        rows, views = read_by_all(rows, theirs)
         if not rows:
             who = " and ".join(f"the {title(name)}'s" for name in theirs)
             raise UserError(f"{key}: no pair is usable with the student's and {who} tokenizer alike")
-        views = {name: [read[row.source] for row in rows] for name, read in theirs.items()}
         for name, view in views.items():
-            if cut := sum(row.truncated or other.truncated for row, other in zip(rows, view, strict=True)):
-                who, what = title(name), "reward" if provides(name) == ORACLE_REWARDS else "last value"
+            if cut := count_truncated(rows, view):
+                kinds = {ORACLE_REWARDS: "reward", TEACHER_VALUE: "last value"}
+                who, what = title(name), kinds.get(provides(name), "log-probability")
                 say(
                     f"warning: {key}: {cut} of {len(rows)} pairs are cut to length by the student's tokens or the "
                     f"{who}'s; where they end at different characters the {who}'s {what} is of another text"
                 )
         return self.join(rows, views)
 
-    def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> dict[str, Tokenized]:
-        """The rows as a model reads them, by where they come from."""
+    def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> Sequence[Tokenized]:
+        """The rows as a model reads them."""
         aligned = self.aligned and name == TEACHER_VALUE
-        reader = self.readers[name]
-        return {
-            row.source: row
-            for row in reader.read(paths, key, self.pairs, lambda line: say(f"for the {title(name)}: {line}"), aligned)
-        }
+        told = lambda line: say(f"for the {title(name)}: {line}")  # noqa: E731
+        return self.readers[name].read(paths, key, self.pairs, told, aligned)
 
-    def join(self, rows: list[Tokenized], views: dict[str, list[Tokenized]] | None = None) -> list[Item]:
+    def join(self, rows: Sequence[Tokenized], views: dict[str, Sequence[Tokenized]] | None = None) -> Sequence[Item]:
         """Items of `rows`; `views` are the same rows as models read them that do not read as the student does."""
         views = views or {}
         for name, (store, _) in self.stores.items():
-            read = views.get(name, rows)
-            store.check_covers([r.pair_id for r in read], [r.source for r in rows], option(name, "scores"))
-        return [self._item(row, {name: view[i] for name, view in views.items()}) for i, row in enumerate(rows)]
+            store.check_covers(pair_ids(views.get(name, rows)), sources(rows), option(name, "scores"))
+        joiner = Joiner(self.stores, tuple(views), self.columns, self.aligned)
+        if isinstance(rows, Lazy):
+            return Mapped(joiner, rows, *views.values())
+        return [joiner(*readings) for readings in zip(rows, *views.values(), strict=True)]
 
-    def _item(self, row: Tokenized, views: dict[str, Tokenized]) -> Item:
+
+@dataclass
+class Joiner:
+    """Makes an item of a row and of the same row as other models read it."""
+
+    stores: dict[str, tuple[ScoreStore, str]]
+    names: tuple[str, ...]
+    """Of the other models, in their order."""
+    columns: bool
+    aligned: bool
+
+    def __call__(self, row: Tokenized, *others: Tokenized) -> Item:
+        views = dict(zip(self.names, others, strict=True))
         found = {name: s.get(views.get(name, row).pair_id).scores[stem] for name, (s, stem) in self.stores.items()}
         item = Item(row, found.get(TEACHER_VALUE), found.get(REFERENCE_LOGPS))
         if self.columns:
@@ -229,7 +242,7 @@ def _open_store(config: Any, name: str, path: str, scores: str, encoder: Encoder
     need, key = provides(name), option(name, "scores")
     if not scores:
         raise UserError(f"{key} is not set: {need}.mode=cached reads a score store that `nemo-tvkd score` wrote")
-    store = ScoreStore.open(scores, key)
+    store = ScoreStore.open(scores, key, mapped=bool(config.data.get("streaming")))
     if need != REFERENCE_LOGPS and not path and store.identity.tokenizer != encoder.fingerprint:
         raise UserError(
             f"{key}: the score store {store.path} was made with another tokenizer than student.path's: set "

@@ -2,9 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nemo_tvkd.data.batch import Item
+from nemo_tvkd.data.lazy import Lazy, Numbers, mapped
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import ORACLE_REWARDS
 from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader, title
@@ -52,8 +55,10 @@ def resolve_oracles(config: Any, found: Needs, say: Say) -> None:
         resolve(config, found, name, path, store)
 
 
-def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Sequence[Item], say: Say) -> None:
-    """Divide each oracle's rewards by their standard deviation (oracle.normalize=zscore), in place.
+def standardized(
+    needs: Needs, train: Sequence[Item], validation: Sequence[Item], say: Say
+) -> tuple[Sequence[Item], Sequence[Item]]:
+    """The items with each oracle's rewards divided by their standard deviation (oracle.normalize=zscore).
 
     It is that of all responses in the score store, or of the training pairs' columns. The mean is left where it is:
     only differences of rewards are used.
@@ -68,19 +73,27 @@ def standardize(config: Any, needs: Needs, train: Sequence[Item], validation: Se
             raise UserError(f"{key}: all {len(source)} rewards are {source[0]}: oracle.normalize=zscore divides by 0")
         say(f"oracle.normalize=zscore: rewards of the {title(name)} are divided by their deviation {spread:.6g}")
         spreads.append(spread)
-    for item in (*train, *validation):
-        assert item.oracle_rewards is not None
-        both = zip(item.oracle_rewards, spreads, strict=True)
-        item.oracle_rewards = tuple((chosen / spread, rejected / spread) for (chosen, rejected), spread in both)
+    scale = partial(_divided, spreads)
+    return mapped(scale, train), mapped(scale, validation)
 
 
-def _sources(needs: Needs, train: Sequence[Item]) -> list[tuple[str, list[float]]]:
+def _divided(spreads: Sequence[float], item: Item) -> Item:
+    assert item.oracle_rewards is not None
+    both = zip(item.oracle_rewards, spreads, strict=True)
+    return replace(
+        item, oracle_rewards=tuple((chosen / spread, rejected / spread) for (chosen, rejected), spread in both)
+    )
+
+
+def _sources(needs: Needs, train: Sequence[Item]) -> list[tuple[str, Sequence[float]]]:
     """Each oracle's name and the rewards whose spread counts."""
+    if needs.columns and isinstance(train, Lazy):
+        return [(ORACLE_REWARDS, Numbers(train.column("rewards").ravel()))]
     if needs.columns:
         pairs = [item.oracle_rewards[0] for item in train if item.oracle_rewards]
         return [(ORACLE_REWARDS, [reward for pair in pairs for reward in pair])]
     stores = {name: store for name, (store, stem) in needs.stores.items() if stem == "reward"}
-    return [(name, store.numbers("reward")) for name, store in stores.items()]
+    return [(name, Numbers(store.numbers("reward"))) for name, store in stores.items()]
 
 
 def _standard_deviation(values: Sequence[float]) -> float:

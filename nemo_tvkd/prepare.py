@@ -4,15 +4,20 @@ Everything a user can get wrong is found here, before ranks start or a queue is 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from nemo_tvkd.compose import flatten
 from nemo_tvkd.data.batch import Item
+from nemo_tvkd.data.lazy import Lazy, Mapped, Selected, chained
 from nemo_tvkd.data.noise import is_flipped
+from nemo_tvkd.data.readings import pair_ids, tokens_of
+from nemo_tvkd.data.stream import Mixture
 from nemo_tvkd.data.tokenizer import Dialogue
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
@@ -26,10 +31,10 @@ from nemo_tvkd.models.hf import (
     find_checkpoint,
     newest_complete,
 )
-from nemo_tvkd.needs import resolve_needs
-from nemo_tvkd.oracles import standardize
+from nemo_tvkd.needs import Needs, resolve_needs
+from nemo_tvkd.oracles import standardized
 from nemo_tvkd.runtime.launch import world_size
-from nemo_tvkd.values import check_values, check_writable, path_list
+from nemo_tvkd.values import check_values, check_writable, path_list, weighted_paths
 
 
 @dataclass
@@ -37,17 +42,19 @@ class Prepared:
     """What a training job starts from."""
 
     student: Checkpoint
-    train: list[Item]
-    validation: list[Item]
+    train: Sequence[Item]
+    validation: Sequence[Item]
     max_steps: int
     ranks: int
     frozen: dict[str, Checkpoint] = field(default_factory=dict)
     """Models that run online, by what they provide."""
     notes: list[str] = field(default_factory=list)
-    flipped: list[Item] = field(default_factory=list)
+    flipped: Sequence[Item] = field(default_factory=list)
     """Training pairs with a changed label (data.label_noise), as they are after it."""
     dialogue: Dialogue | None = None
     """What the run's checkpoints must carry beside what the student's has."""
+    mixture: Mixture | None = None
+    """The sources of the training items and their shares of an epoch, where data.train has weights."""
 
 
 def prepare_training(config: Any) -> Prepared:
@@ -59,6 +66,11 @@ def prepare_training(config: Any) -> Prepared:
     check_values(config)
     notes: list[str] = []
     method = METHODS[config.algorithm.name]
+    if method.pairs and config.data.assistant_turns != "last":
+        raise UserError(
+            f"data.assistant_turns={config.data.assistant_turns} trains every answer of a conversation, with "
+            f"algorithm=sft alone: algorithm={config.algorithm.name} compares pairs, which differ in the last answer"
+        )
     student = find_checkpoint(config.student.path, "student.path")
     check_architecture(student.config, "student.path")
     check_heads(student, "student.path", lm=bool(method.logps(config.algorithm)))
@@ -72,13 +84,13 @@ def prepare_training(config: Any) -> Prepared:
     dialogue = encoder.dialogue(config.student.tokenizer)
     notes += _end_token_note(encoder, dialogue)
     needs = resolve_needs(config, method, encoder, notes.append)
-    train = needs.read(path_list(config.data.train, "data.train"), "data.train", notes.append)
-    validation = []
+    train, mixture = _read_train(config.data.train, needs, notes)
+    validation: Sequence[Item] = []
     if config.data.validation:
         validation = needs.read(path_list(config.data.validation, "data.validation"), "data.validation", notes.append)
     notes += _unused(config, method.needs(config.algorithm)) + _warnings(config)
     if config.oracle.normalize == "zscore" and ORACLE_REWARDS in method.needs(config.algorithm):
-        standardize(config, needs, train, validation, notes.append)
+        train, validation = standardized(needs, train, validation, notes.append)
     train, flipped = _with_label_noise(config.data, method.pairs, train, notes)
     return Prepared(
         student=student,
@@ -90,22 +102,50 @@ def prepare_training(config: Any) -> Prepared:
         notes=notes,
         flipped=flipped,
         dialogue=dialogue,
+        mixture=mixture,
     )
 
 
-def _with_label_noise(data: Any, pairs: bool, items: list[Item], notes: list[str]) -> tuple[list[Item], list[Item]]:
+def _read_train(value: Any, needs: Needs, notes: list[str]) -> tuple[Sequence[Item], Mixture | None]:
+    """The training items; where data.train has weights, source by source, with their shares of an epoch."""
+    key = "data.train"
+    paths, weights = weighted_paths(value, key)
+    if weights is None:
+        return needs.read(paths, key, notes.append), None
+    parts = [needs.read([path], key, notes.append) for path in paths]
+    mixture = Mixture.of(paths, weights, [len(part) for part in parts], key)
+    notes.append(mixture.describe(paths, key))
+    return chained(parts), mixture
+
+
+def _with_label_noise(
+    data: Any, pairs: bool, items: Sequence[Item], notes: list[str]
+) -> tuple[Sequence[Item], Sequence[Item]]:
     """The training items, some with a changed label (data.label_noise), and those alone."""
     share, seed = data.label_noise, data.label_noise_seed
     if not share:
         return items, []
     if not pairs:
         raise UserError(f"data.label_noise={share} exchanges chosen and rejected responses: algorithm=sft has no pairs")
-    changed = [item.flipped() if is_flipped(item.tokens.pair_id, share, seed) else item for item in items]
-    flipped = [new for new, old in zip(changed, items, strict=True) if new is not old]
+    chosen = np.array([is_flipped(pair_id, share, seed) for pair_id in pair_ids(tokens_of(items))])
+    changed, flipped = _flipped(items, chosen)
     notes.append(
         f"data.label_noise={share}: {len(flipped)} of {len(items)} training pairs are flipped (label_noise.json)"
     )
     return changed, flipped
+
+
+def _flipped(items: Sequence[Item], chosen: np.ndarray) -> tuple[Sequence[Item], Sequence[Item]]:
+    """The items with those that are `chosen` (bool [N]) flipped, and these alone."""
+    if isinstance(items, Lazy):
+        changed = Mapped(_flipped_if, items, chosen)
+        return changed, Selected(changed, np.flatnonzero(chosen))
+    flipped = [_flipped_if(item, flip) for item, flip in zip(items, chosen, strict=True)]
+    return flipped, [flipped[index] for index in np.flatnonzero(chosen)]
+
+
+def _flipped_if(item: Item, flip: bool) -> Item:
+    return item.flipped() if flip else item
 
 
 def _end_token_note(encoder: Encoder, dialogue: Dialogue | None) -> list[str]:
@@ -150,10 +190,13 @@ FREE_TO_CHANGE = (
     *("parallel.", "logger.", "data.validation", "trainer.output_dir", "trainer.resume", "trainer.recompute"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.micro_batch_size", "trainer.keep_checkpoints"),
     *("trainer.val_interval", "trainer.save_interval", "trainer.log_interval", "teacher.mode", "teacher.scores"),
-    *("reference.mode", "reference.scores"),
+    *("reference.mode", "reference.scores", "data.streaming"),
 )
 """What a resumed run may do differently and still be the same run."""
-OLDER = {"data.label_noise": 0.0, "data.label_noise_seed": 0, "data.end_token": "", "data.pad_token": ""}
+OLDER = {
+    **{"data.label_noise": 0.0, "data.label_noise_seed": 0, "data.end_token": "", "data.pad_token": ""},
+    "data.assistant_turns": "last",
+}
 """What the configurations of runs mean that were saved before there were these keys."""
 
 

@@ -72,16 +72,20 @@ class OracleConfig(RewardSource):
 @dataclass
 class DataConfig:
     train: Any = ""
-    """Path, or list of paths: JSONL (.gz), Parquet, a saved Hugging Face dataset, a copy of a hub dataset's folder; or
-    a dataset's hub id. The last two may name their split, as in ORG/NAME:SPLIT; else it is train, or test for
-    data.validation. Of a list all may have weights, as in [a:0.7,b:0.3]: in training, an epoch then has as many rows
-    as all of them together, drawn from each in these shares."""
+    """Path, or list of paths: JSON lines or JSON (.gz, .zst), Parquet, a saved Hugging Face dataset, a copy of a hub
+    dataset's folder; or a dataset's hub id. Datasets may name their split and, where they have several, their
+    configuration, as in ORG/NAME:SPLIT or ORG/NAME@CONFIG:SPLIT; else the split is train, for data.validation
+    validation or test (of UltraFeedback's kind train_prefs and test_prefs, for sft train_sft and test_sft). Of a list
+    all may have weights, as in [a:0.7,b:0.3]: in training, an epoch then has as many rows as all of them together,
+    drawn from each in these shares."""
     validation: Any = ""
+    """As data.train; what is measured and not trained on."""
     max_length: int = 1024
     """Tokens of prompt and response together."""
     max_prompt_length: int | None = None
     """Longer prompts keep their end; null: no prompt is cut, and one that fills max_length is a bad row."""
     shuffle: bool = True
+    """Training reads its rows in a new order in every epoch; false: in the file's."""
     chat_template: str = "auto"
     """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | llama3 | mistral | a jinja file. The
     checkpoints of a run carry a template that was given by name or file, and the two tokens below."""
@@ -100,7 +104,9 @@ class DataConfig:
 @dataclass
 class ExampleDataConfig(DataConfig):
     assistant_turns: str = "last"
-    """last | all: which of a conversation's answers are trained (algorithm=sft; pairs differ in the last one alone)."""
+    """last | all: which of a conversation's answers are trained (algorithm=sft; pairs differ in the last one alone).
+    With all, the prompt is what stands before the first answer, and a conversation longer than max_length loses its
+    end."""
 
 
 @dataclass
@@ -114,9 +120,13 @@ class TrainingDataConfig(ExampleDataConfig):
 @dataclass
 class ParallelConfig:
     tensor_model_parallel_size: int = 1
+    """Ranks that each layer is split over (TP): best kept within a node."""
     pipeline_model_parallel_size: int = 1
+    """Ranks that the layers are dealt out to (PP)."""
     context_parallel_size: int = 1
+    """Ranks that a sequence is split over; only 1 is supported."""
     sequence_parallel: bool = False
+    """Split the activations between tensor-parallel layers over tokens as well: less memory, with TP > 1."""
     data_parallel_size: int = 0
     """Model replicas when the command starts its own ranks; 0: as many as there are GPUs for, 1 on a CPU."""
     lm_head_memory_mib: int = 0
@@ -128,6 +138,7 @@ class TrainerConfig:
     max_steps: int | None = None
     """Optimizer steps; from max_epochs when null."""
     max_epochs: int = 1
+    """Passes over data.train, where max_steps is null."""
     global_batch_size: int = 64
     """Pairs per step (for sft: examples)."""
     micro_batch_size: int = 1
@@ -137,13 +148,17 @@ class TrainerConfig:
     recompute: bool = False
     """Keep only each layer's input and compute its activations again in the backward pass."""
     seed: int = 42
+    """Of the order of rows and of what starts at random, such as a reward head."""
     output_dir: str = "runs/${algorithm.name}"
+    """Folder of the run: configuration, metrics, checkpoints."""
     val_interval: int = 0
     """Steps between validations; 0: at the end only."""
     save_interval: int = 0
     """Steps between checkpoints; 0: at the end only."""
     keep_checkpoints: int = 2
+    """How many of the newest checkpoints stay."""
     log_interval: int = 1
+    """Steps between rows of metrics.jsonl and lines of progress."""
     resume: str = "auto"
     """auto (continue from the newest complete checkpoint in output_dir) | never (refuse a used output_dir)."""
 
@@ -153,13 +168,19 @@ class OptimConfig:
     """AdamW; the learning rate warms up linearly, then follows the schedule down to min_lr."""
 
     lr: float = 5e-7
+    """The highest learning rate; the default is the paper's for preferences: set another for algorithm=sft (2e-5)."""
     min_lr: float = 0.0
+    """Where the schedule ends."""
     warmup_ratio: float = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
     schedule: str = "cosine"
     """constant | linear | cosine."""
     weight_decay: float = 0.0
+    """Of AdamW."""
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """Of AdamW: decay of the mean gradient and of its square."""
     eps: float = 1e-8
+    """Of AdamW."""
     clip_grad: float = 1.0
     """Global gradient norm; 0: no clipping."""
 
@@ -183,4 +204,5 @@ class WandbConfig:
 @dataclass
 class LoggerConfig:
     tensorboard: bool = True
+    """Write the figures of metrics.jsonl to output_dir/tensorboard as well."""
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from nemo_tvkd.cluster.outputs import FINISHED
 from nemo_tvkd.data.noise import record
+from nemo_tvkd.data.readings import tokens_of
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import write_whole
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
@@ -22,6 +23,7 @@ from nemo_tvkd.needs import option, provides, teacher_value
 from nemo_tvkd.prepare import Prepared, prepare_training
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
+from nemo_tvkd.runtime.weights_and_biases import check_installed
 from nemo_tvkd.values import PATH_KEYS, absolute
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 def main(config: Any) -> int:
     """Check, launch the ranks and train; returns the exit code."""
+    check_installed(config.logger.wandb.project)
     prepared = prepare_training(config)
     done = _steps(_resumable(config))
     if done >= prepared.max_steps and _owes_validation(config, prepared):
@@ -141,7 +144,7 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     noise = directory / "label_noise.json"
     noise.unlink(missing_ok=True)  # of a run that was stopped before its first checkpoint
     if config.data.label_noise:
-        flipped, data = [item.tokens for item in prepared.flipped], config.data
+        flipped, data = tokens_of(prepared.flipped), config.data
         record(noise, data.label_noise, data.label_noise_seed, flipped, len(prepared.train))
     resume = _resumable(config)
     if resume:
@@ -173,7 +176,7 @@ class _Run:
 
     def fit(self, resume: Path | None) -> None:
         from nemo_tvkd.runtime import trainer as build
-        from nemo_tvkd.runtime.callbacks import Validator
+        from nemo_tvkd.runtime.callbacks import Recorder, Validator
 
         model = self._model()
         scorer = self._online_scorer()
@@ -181,11 +184,13 @@ class _Run:
         callbacks = self._callbacks(model, scorer)
         new_head = model.config.reward_head and not self.prepared.student.has_reward_head
         trainer = build.trainer(self.config, self.prepared, callbacks, data.data_sampler, resume is None, new_head)
-        trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
-        if self.start >= self.prepared.max_steps:  # stopped before its last validation: all that is left to do
-            for callback in callbacks:
-                if isinstance(callback, Validator):
-                    callback.run(self.start)
+        (recorder,) = (callback for callback in callbacks if isinstance(callback, Recorder))
+        with recorder:
+            trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
+            if self.start >= self.prepared.max_steps:  # stopped before its last validation: all that is left to do
+                for callback in callbacks:
+                    if isinstance(callback, Validator):
+                        callback.run(self.start)
 
     def _model(self) -> "PolicyModel":
         import torch
@@ -227,15 +232,21 @@ class _Run:
         return OnlineScorer(models) if models else None
 
     def _callbacks(self, model: "PolicyModel", scorer: Any) -> list[Any]:
-        from nemo_tvkd.runtime.callbacks import Checkpointer, Recorder, StepSeed, Validator
+        from nemo_tvkd.runtime.callbacks import Recorder, StepSeed, Validator
+        from nemo_tvkd.runtime.checkpointer import Checkpointer
         from nemo_tvkd.runtime.checkpoints import write_context
+        from nemo_tvkd.runtime.records import records
 
         options, steps = self.config.trainer, self.prepared.max_steps
         directory = Path(options.output_dir)
-        log = Recorder(directory, options.log_interval, steps, self.config.logger.tensorboard)
+        places = partial(records, self.config, directory, self.start)
+        log = Recorder(directory, options.log_interval, self.start, steps, places)
         told: dict[str, Any] = {"reward_model": self.method.reward_model, "dialogue": self.prepared.dialogue}
         context = partial(write_context, model, self.prepared.student, **told)
-        save = Checkpointer(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context)
+        save = Checkpointer(
+            *(directory / "checkpoints", options.save_interval, options.keep_checkpoints, steps, context),
+            partial(log.aside, "saving", options.save_interval),
+        )
         chooser = self._chooser(model)
         callbacks = [StepSeed(options.seed), *(c for c in (scorer, chooser) if c), log, save]
         if self.prepared.validation:

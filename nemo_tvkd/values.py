@@ -2,49 +2,17 @@
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.data.template import NAMED
+from nemo_tvkd.choices import CHOICES
+from nemo_tvkd.data.chat_template import NAMED
+from nemo_tvkd.data.hub import parse
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses.drdo import CONTRASTS, LOGPROBS, STUDENT_REWARDS
-from nemo_tvkd.losses.edpo import ENSEMBLES
-from nemo_tvkd.losses.tvkd import FORMS, TERMINALS
-from nemo_tvkd.parallel.vocab import ACTION_KINDS, VALUE_KINDS, Statistic
-from nemo_tvkd.scores.identity import STORAGE
+from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 
-CHOICES: dict[str, Sequence[str]] = {
-    "trainer.precision": ("bf16", "fp32"),
-    "trainer.resume": ("auto", "never"),
-    "optim.schedule": ("constant", "linear", "cosine"),
-    "data.on_bad_row": ("error", "skip"),
-    "data.assistant_turns": ("last", "all"),
-    "rows": ("auto", "pairs", "examples"),
-    "order": ("file", "margin", "disagreement"),
-    "logger.wandb.mode": ("online", "offline"),
-    "teacher.mode": ("online", "cached"),
-    "reference.mode": ("online", "cached"),
-    "oracle.mode": ("online", "cached", "columns"),
-    "oracle.normalize": ("none", "zscore"),
-    "algorithm.logprob": LOGPROBS,
-    "algorithm.contrast": CONTRASTS,
-    "algorithm.student_reward": STUDENT_REWARDS,
-    "algorithm.ensemble": ENSEMBLES,
-    **dict.fromkeys(("algorithm.shaping.value", "shaping.value"), VALUE_KINDS),
-    **dict.fromkeys(("algorithm.shaping.form", "shaping.form"), FORMS),
-    **dict.fromkeys(("algorithm.shaping.terminal", "shaping.terminal"), TERMINALS),
-    "score.value_kind": VALUE_KINDS,
-    "score.value_storage": STORAGE,
-    "score.precision": ("bf16", "fp32"),
-    "precision": ("bf16", "fp32"),
-    "kind": ("auto", "causal_lm", "reward_model"),
-    "benchmark.backend": ("hf", "vllm"),
-    "benchmark.precision": ("bf16", "fp32"),
-    "recipe_scale": ("full", "tiny"),
-    "cluster.gpu_directive": ("gpus-per-node", "gres", "none"),
-    "cluster.container.runtime": ("none", "pyxis", "apptainer", "docker"),
-}
 PATH_KEYS = frozenset(
     {
         *("path", "scores", "tokenizer", "chat_template", "train", "validation", "output_dir", "model", "checkpoint"),
@@ -113,6 +81,15 @@ RANGES: dict[str, tuple[float, float]] = {
 """Both ends included."""
 ONE_OR_MORE = ("score.value_kind", "score.temperature", "bench.vocab_sizes", "bench.growth")
 """Keys that take a value or a list of values, each of which is checked."""
+
+
+def admissible(key: str) -> str:
+    """The choices or the range of a key in words; empty where every value of its type will do."""
+    if key in CHOICES:
+        return "one of " + ", ".join(CHOICES[key])
+    if key in RANGES:
+        return "from {:g} to {:g}".format(*RANGES[key])
+    return "more than 0" if key in POSITIVE else "0 or more" if key in NOT_NEGATIVE else ""
 
 
 def check_values(config: Any) -> None:
@@ -218,23 +195,58 @@ def check_writable(path: str, key: str) -> None:
 
 
 def absolute(value: Any) -> Any:
-    """A local path (or DIR:SPLIT), or a list of some, as absolute ones; hub ids and names stay as they are."""
+    """A local path (or DIR:SPLIT, DIR@CONFIG), or a list of some, made absolute; hub ids, names and weights stay."""
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [absolute(each) for each in value]
     if not isinstance(value, str) or not value or value in NAMED:
         return value
     if Path(value).expanduser().exists():
         return str(Path(value).expanduser().absolute())
-    folder, _, split = value.rpartition(":")
+    if weighted := WEIGHTED.fullmatch(value):
+        return f"{absolute(weighted[1])}:{weighted[2]}"
+    folder = parse(value).name
     there = folder and Path(folder).expanduser().is_dir()
-    return f"{Path(folder).expanduser().absolute()}:{split}" if there else value
+    return f"{Path(folder).expanduser().absolute()}{value[len(folder) :]}" if there else value
 
 
 def path_list(value: Any, key: str) -> list[str]:
-    """`data.train` and `data.validation` as a list of paths."""
-    if not (paths := given_paths(value, key)):
+    """`data.train` and `data.validation` as a list of paths, without the weights that data.train's may have.
+
+    Raises:
+        UserError: as `weighted_paths`.
+    """
+    return weighted_paths(value, key)[0]
+
+
+WEIGHTED = re.compile(r"(.+):([+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan))", re.IGNORECASE | re.DOTALL)
+"""PATH:WEIGHT."""
+
+
+def weighted_paths(value: Any, key: str) -> tuple[list[str], list[float] | None]:
+    """A list of paths, each with its weight, as in [a:0.7,b:0.3]; None if they have none, or there is one path.
+
+    What ends like a weight is none where there is a file of that name.
+
+    Raises:
+        UserError: nothing is set, some entries have weights and others have not, a weight is no positive number, or
+            `key` (data.validation) takes none; names `key` and the entry.
+    """
+    if not (entries := given_paths(value, key)):
         raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
-    return paths
+    split = [None if Path(entry).expanduser().exists() else WEIGHTED.fullmatch(entry) for entry in entries]
+    paths = [found[1] if found else entry for entry, found in zip(entries, split, strict=True)]
+    weighted = [entry for entry, found in zip(entries, split, strict=True) if found]
+    if not weighted:
+        return paths, None
+    if key.endswith("validation"):
+        raise UserError(f"{key}: {weighted[0]} ends with a weight, but validation takes each row once: give its path")
+    if bare := [entry for entry, found in zip(entries, split, strict=True) if not found]:
+        raise UserError(f"{key}: {bare[0]} has no weight but {weighted[0]} has: give all of them one, or none")
+    weights = [float(found[2]) for found in split if found]
+    for entry, weight in zip(entries, weights, strict=True):
+        if not 0 < weight < math.inf:
+            raise UserError(f"{key}: {entry}: the weight {weight} must be positive and finite")
+    return paths, weights if len(paths) > 1 else None
 
 
 def given_paths(value: Any, key: str) -> list[str]:

@@ -38,6 +38,7 @@ __all__ = [  # the tests' one name for all of it is `reference`
     "state_values",
     "tiny_llama",
     "tiny_mistral",
+    "turns_sft_loss",
     "tvkd_loss",
 ]
 
@@ -225,6 +226,21 @@ def sft_loss(policy: PreTrainedModel, examples: Sequence[tuple[Sequence[int], Se
     twin = as_float64(policy)
     total = torch.stack([response_logp(twin, prompt, response) for prompt, response in examples]).sum()
     return -total / sum(len(response) for _, response in examples)
+
+
+def turns_sft_loss(policy: PreTrainedModel, conversations: Sequence[Sequence[tuple[Sequence[int], bool]]]) -> Tensor:
+    """-sum of log pi(token | all before it) over the tokens of trained turns / the number of these tokens.
+
+    A conversation is its turns in order, each as (its tokens, whether it is trained); the first is not.
+    """
+    twin, total, count = as_float64(policy), torch.zeros((), dtype=torch.float64), 0
+    for turns in conversations:
+        before: list[int] = []
+        for tokens, trained in turns:
+            if trained:
+                total, count = total + response_logp(twin, before, tokens), count + len(tokens)
+            before += tokens
+    return -total / count
 
 
 # ----------------------------------------------------------------------------------------------------------- training

@@ -41,6 +41,21 @@ PREFERENCES = {
     "rewards/margins": 6.821110547383626,
     "rewards/margins_stderr": 0.81234,
     "rewards/oracle_correlation": 0.4321,
+    "rewards/oracle_correlation_interval": [0.3812, 0.4799],
+    "rewards/teacher_agreement": None,
+    "rewards/teacher_agreement_interval": None,
+    "confidence": 0.95,
+    "by_confidence": {
+        "rewards": [
+            {
+                "confidence/least": 0.5,
+                "confidence/greatest": 0.75,
+                "confidence/mean": 0.625,
+                "accuracies": 0.5432,
+                "pairs": 300,
+            }
+        ]
+    },
     "by_strength": [
         {
             "strength/least": 0.1,

@@ -82,7 +82,7 @@ def fill_once(config: Any, module: Any, model: Any, factor: int) -> tuple[dict[s
     memory = StepMemory()
     memory.start()
     start = time.perf_counter()
-    fill(score, job, writer, module, missing, say=lambda line: None)
+    fill(score, job, writer, module, missing, quiet=True)
     synchronize()
     seconds, peak = time.perf_counter() - start, memory.peak()
     size = on_rank_zero(lambda: sum(file.stat().st_size for file in (folder / "store").iterdir()))

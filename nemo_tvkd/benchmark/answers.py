@@ -8,7 +8,7 @@ from typing import Any
 from nemo_tvkd.benchmark.files import as_jsonl, read_lines, write_whole
 from nemo_tvkd.benchmark.models import positions
 from nemo_tvkd.benchmark.prompts import Answers, Conversation
-from nemo_tvkd.data.template import TEMPLATE_DATE
+from nemo_tvkd.data.chat_template import TEMPLATE_DATE
 from nemo_tvkd.errors import UserError
 
 GREEDY = 1e-4

@@ -102,7 +102,9 @@ class DatasetConfig:
     """Pairs or conversations: paths or hub ids, as data.train and data.validation."""
 
     train: Any = ""
+    """As data.train."""
     validation: Any = ""
+    """As data.validation."""
 
 
 @dataclass
@@ -110,11 +112,17 @@ class LayoutConfig:
     """How a stage is spread over nodes."""
 
     nodes: int = 1
+    """Nodes of the stage's job."""
     tensor_model_parallel_size: int = 1
+    """As parallel.tensor_model_parallel_size."""
     pipeline_model_parallel_size: int = 1
+    """As parallel.pipeline_model_parallel_size."""
     sequence_parallel: bool = False
+    """As parallel.sequence_parallel."""
     micro_batch_size: int = 1
+    """Pairs (for sft: examples) per forward pass and model replica."""
     recompute: bool = False
+    """As trainer.recompute."""
 
 
 @dataclass

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from nemo_tvkd.data.noise import flip
 
 if TYPE_CHECKING:
-    from nemo_tvkd.data.template import Tokenized
+    from nemo_tvkd.data.tokenized import Tokenized
 
 Batch = dict[str, Any]
 """tokens, position_ids [1, T] and labels [T] int64; cu_seqlens [N + 1] int32; lengths (with filler), prompt_lengths,
-response_lengths: host lists of N ints; count: pairs (or examples); teacher_values: N arrays; reference_logps [N];
+response_lengths: host lists of N ints; loss_masks (where an example has one): a host list of N bool arrays [T], which
+tokens of the responses are trained; count: pairs (or examples); teacher_values: N arrays; reference_logps [N];
 oracle_rewards [K, N]; margins [B]; readings: the pairs' OtherReadings, by online model."""
 
 
@@ -71,6 +71,12 @@ class Item:
         return [(self.tokens.prompt_ids, response) for response in both if response is not None]
 
 
+def trained_lengths(batch: Batch) -> list[int]:
+    """Of each response, how many tokens are trained: all of them, unless its turns are not all the assistant's."""
+    masks = batch.get("loss_masks")
+    return batch["response_lengths"] if masks is None else [int(mask.sum()) for mask in masks]
+
+
 def _swap(both: Any) -> Any:
     return both and (both[1], both[0])
 
@@ -97,6 +103,8 @@ def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
         "response_lengths": [len(r) for _, r in sequences],
         "count": len(items),
     }
+    if any(getattr(item.tokens, "chosen_mask", None) is not None for item in items):
+        batch["loss_masks"] = [_loss_mask(item.tokens) for item in items]
     if all(item.teacher_values is not None for item in items):
         sides = zip(*(item.teacher_values for item in items if item.teacher_values is not None), strict=True)
         batch["teacher_values"] = [torch.from_numpy(np.asarray(v, dtype=np.float32)) for side in sides for v in side]
@@ -110,6 +118,12 @@ def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
     if names := set(items[0].readings):
         batch["readings"] = {name: [item.readings[name] for item in items] for name in names}
     return batch
+
+
+def _loss_mask(tokens: "Tokenized") -> np.ndarray:
+    """[T], of an example."""
+    assert tokens.rejected_ids is None, f"{tokens.source}: pairs have no turns to choose from"
+    return np.ones(len(tokens.chosen_ids), dtype=bool) if tokens.chosen_mask is None else tokens.chosen_mask
 
 
 def _by_oracle(rewards: list[tuple[tuple[float, float], ...]]) -> Tensor:
@@ -144,31 +158,3 @@ def micro_batches(items: Sequence[Item], size: int, multiple: int, rank: int = 0
     mine = items[rank::ranks]
     for start in range(0, len(mine), size):
         yield collate(mine[start : start + size], multiple)
-
-
-@dataclass
-class EpochStream(Dataset):
-    """`length` items drawn epoch by epoch, each epoch in its own order.
-
-    The order is a function of (seed, epoch) alone, so a resumed run sees what the uninterrupted one would have.
-    """
-
-    items: Sequence[Item]
-    length: int
-    seed: int
-    shuffle: bool = True
-    _orders: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Item:
-        epoch, position = divmod(index, len(self.items))
-        return self.items[self._order(epoch)[position]]
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            count = len(self.items)
-            order = np.random.default_rng([self.seed, epoch]).permutation(count) if self.shuffle else np.arange(count)
-            self._orders = {epoch: order}
-        return self._orders[epoch]

@@ -18,8 +18,12 @@ def bad(message: str) -> NoReturn:
 
 
 def turns_of(value: Any, name: str) -> list[Turn]:
-    """Messages, as role/content or from/value, in the former's terms; a single message counts as a list of one."""
-    items = [value] if isinstance(value, dict) else value
+    """Messages, as role/content or from/value, in the former's terms; a single message counts as a list of one.
+
+    An object of lists, as `datasets` once stored a sequence of messages, is the list of messages that it was. A null
+    role is none: in a table whose rows differ each message has all keys.
+    """
+    items = _listed(value) if isinstance(value, dict) else value
     if not isinstance(items, list):
         bad(f"{name} is {kind(value)}: it must be text or a list of messages")
     if not items:
@@ -29,7 +33,7 @@ def turns_of(value: Any, name: str) -> list[Turn]:
         where = f"{name}, message {number}"
         if not isinstance(item, dict):
             bad(f"{where} is {kind(item)}: it must be an object with role and content, or from and value")
-        keys = ("from", "value") if "from" in item and "role" not in item else ("role", "content")
+        keys = ("from", "value") if is_from_value(item) else ("role", "content")
         if missing := [key for key in keys if key not in item]:
             bad(f"{where} has no {' and no '.join(missing)}; found: {found(item)}")
         role = text_of(item[keys[0]], f"{where}, {keys[0]}")
@@ -37,6 +41,18 @@ def turns_of(value: Any, name: str) -> list[Turn]:
             bad(f"{where}: unknown {keys[0]} {short(role)}; known are {', '.join(ROLES)}")
         turns.append({"role": ROLES[role], "content": text_of(item[keys[1]], f"{where}, {keys[1]}")})
     return turns
+
+
+def is_from_value(message: Mapping[str, Any]) -> bool:
+    """Whether a message is from/value rather than role/content; in a table it may have the others' keys, as nulls."""
+    return "from" in message and message.get("role") is None and not (message["from"] is None and "role" in message)
+
+
+def _listed(value: dict[str, Any]) -> list[Any]:
+    columns = list(value.values())
+    if columns and all(isinstance(column, list) and len(column) == len(columns[0]) for column in columns):
+        return [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    return [value]
 
 
 def text_of(value: object, name: str) -> str:

@@ -1,66 +1,151 @@
-"""Datasets of the Hugging Face hub, by id or from a copy of their folder: which path is one, and its split."""
+"""Datasets with splits and configurations: by hub id, from a copy of their folder, or saved by `datasets`."""
 
+import ast
 import re
-from collections.abc import Collection
+import sys
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.errors import UserError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-NAMED_SPLIT = re.compile(r"(.+):([\w.-]+)")
+NAMED_PART = re.compile(r"(?P<name>.+?)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>[\w.-]+))?")
+SYNONYMS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
+IN_FILE_NAME = re.compile(r"(?:^|[._-])(train|training|validation|valid|val|dev|test|eval)(?=[._-])")
 
 
-def find_dataset(path: Path, key: str, extensions: Collection[str]) -> tuple[str, str] | None:
-    """(hub id or folder, split) if `path` says either; None if it is to be read as the file or folder that it is.
+@dataclass(frozen=True)
+class Named:
+    """What a path says: a file, folder or hub id; its configuration and its split where they are named, else ""."""
 
-    Args:
-        path: ORG/NAME, where there is neither such a path nor a folder ORG, or a folder; both may be followed by
-            ":SPLIT". The split is else train, or test for data.validation.
-        extensions: of the files that are read without `datasets`.
-    """
-    name, split = str(path), ""
-    if not path.exists() and (match := NAMED_SPLIT.fullmatch(name)):
-        name, split = match.groups()
-    place = Path(name)
-    default = "test" if key.endswith("validation") else "train"
-    if place.is_dir():
-        return (str(place.resolve()), split or default) if split or _is_copy(place, extensions) else None
-    # a mistyped path is told at once: the hub's client tries for half a minute
-    if place.parent.is_dir() or not HUB_ID.fullmatch(name) or name.endswith(tuple(extensions)):
-        return None
-    return name, split or default
+    name: str
+    config: str = ""
+    split: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.name}@{self.config}" if self.config else self.name
+
+    @property
+    def whole(self) -> bool:
+        """Whether neither a configuration nor a split is named."""
+        return not (self.config or self.split)
 
 
-def _is_copy(folder: Path, extensions: Collection[str]) -> bool:
-    """Whether a folder is laid out as on the hub: its rows lie deeper, in one file or several for each split."""
-    kinds = tuple(extensions)
-    here = any(file.name.endswith(kinds) for file in folder.iterdir() if file.is_file())
-    saved = any((folder / name).exists() for name in ("dataset_dict.json", "state.json"))
-    return not (here or saved) and any(file.name.endswith(kinds) for file in folder.glob("*/**/*") if file.is_file())
+def parse(path: str) -> Named:
+    """PATH, PATH:SPLIT or PATH@CONFIG:SPLIT; what exists as it is written is a path, whatever is in its name."""
+    if Path(path).exists() or not (match := NAMED_PART.fullmatch(path)):
+        return Named(path)
+    return Named(match["name"], match["config"] or "", match["split"] or "")
 
 
-def load(name: str, split: str, key: str) -> Any:
-    """A split as a `datasets.Dataset`: of a hub dataset from the hub, or its cache where that cannot be reached.
+def is_hub_id(named: Named, extensions: Collection[str]) -> bool:
+    """ORG/NAME, where there is no folder ORG: a mistyped path is told at once, the hub's client tries for a while."""
+    name = named.name
+    return bool(HUB_ID.fullmatch(name)) and not Path(name).parent.is_dir() and not name.endswith(tuple(extensions))
+
+
+def split_files(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """Files by the split that their names tell, "" for none: train-00000-of-00002.parquet, dev.jsonl."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        match = IN_FILE_NAME.search(file.name)
+        name = match[1] if match else ""
+        found.setdefault(SYNONYMS.get(name, name), []).append(file)
+    return found
+
+
+def choose_split(splits: Sequence[str], named: Named, key: str, pairs: bool) -> str:
+    """The split that is named, else the one that `key` is about: train for data.train, validation or test for
+    data.validation, and of UltraFeedback's kind (train_prefs, train_sft) that of `pairs` or of examples.
 
     Raises:
-        UserError: it cannot be had, or there is no such split; names `key`.
+        UserError: there is no such split; names those that there are.
+    """
+    kind = "prefs" if pairs else "sft"
+    validating = ("validation", "valid", "val", "dev", "test", "eval", f"test_{kind}")
+    wanted: Sequence[str] = validating if key.endswith("validation") else ("train", "training", f"train_{kind}")
+    if named.split:
+        wanted = (named.split,)
+    if found := [split for split in wanted if split in splits]:
+        return found[0]
+    if len(splits) == 1 and not named.split:
+        return splits[0]
+    there = f"its splits are {', '.join(splits)}"
+    if named.split:
+        raise UserError(f"{key}: {named.place} cannot be read as {named.place}:{named.split}: {there}")
+    raise UserError(f"{key}: {named.place}: {there}: name one, for example {named.place}:{splits[0]}")
+
+
+def load_saved(named: Named, key: str, pairs: bool) -> tuple[Any, str]:
+    """(`datasets.Dataset`, its split or "") of a folder that `save_to_disk` wrote.
+
+    Raises:
+        UserError: it is damaged, or there is no such split; names `key`.
     """
     import datasets
 
     try:
-        if (Path(name) / "dataset_dict.json").exists():
-            splits = datasets.load_from_disk(name)
-            if split not in splits:
-                raise ValueError(f"its splits are {', '.join(splits)}")
-            return splits[split]
-        return datasets.load_dataset(name, split=split)
+        loaded = datasets.load_from_disk(named.name)
+    except Exception as error:  # a damaged directory surfaces as whatever the first reader of it happens to raise
+        raise UserError(f"{key}: {named.name} cannot be read: {one_line(error)}") from error
+    if isinstance(loaded, datasets.DatasetDict):
+        split = choose_split(list(loaded), named, key, pairs)
+        return loaded[split], split
+    if not named.whole:
+        raise UserError(f"{key}: {named.name} is a saved dataset without splits: give it without what follows it")
+    return loaded, ""
+
+
+def load(named: Named, key: str, pairs: bool) -> tuple[Any, str]:
+    """(`datasets.Dataset`, its split), from the hub or its cache, or from a copy of a hub dataset's folder.
+
+    HF_HOME, HF_DATASETS_CACHE and HF_HUB_OFFLINE mean what they mean to `datasets`.
+
+    Raises:
+        UserError: it cannot be had, or there is no such split or configuration; names `key`.
+    """
+    import datasets
+
+    name = str(Path(named.name).resolve()) if Path(named.name).is_dir() else named.name
+    config = named.config or None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()  # a log would be full of them
+    try:
+        builder = datasets.load_dataset_builder(name, config)
+        splits = [str(split) for split in builder.config.data_files or builder.info.splits or ()]
+        split = choose_split(splits or [named.split or "train"], named, key, pairs)
+        return datasets.load_dataset(name, config, split=split), split
+    except UserError:
+        raise
     except Exception as error:  # whatever the hub's client, the cache or the first reader of a file raises
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if Path(name).is_dir() or re.search(r"(?i)split", reason):
-            raise UserError(f"{key}: {name} cannot be read as {name}:{split}: {reason}") from error
-        command = f"python -c \"import datasets; datasets.load_dataset('{name}')\""
-        raise UserError(
-            f"{key}: {name} does not exist, and as a dataset of the hub it can neither be reached nor is it cached "
-            f"({reason}); for a hub id run this where there is a network, with the same HF_HOME: {command}"
-        ) from error
+        raise UserError(f"{key}: {_why(named, error)}") from error
+
+
+def _why(named: Named, error: Exception) -> str:
+    reason = one_line(error)
+    if listed := re.search(r"available configs: (\[.*?\])", reason):
+        configs = ast.literal_eval(listed[1])
+        return f"{named.name} has the configurations {', '.join(configs)}: name one, as in {named.name}@{configs[0]}"
+    if "scripts are no longer supported" in reason:
+        return (
+            f"{named.name} is made by a script, which `datasets` does not run any more: give a copy of its Parquet "
+            "files (on the hub in its branch refs/convert/parquet)"
+        )
+    if "BuilderConfig" in reason:  # '...' not found. Available: [...]
+        return f"{named.name} cannot be read as {named.place}: {reason}"
+    if Path(named.name).is_dir():
+        return f"{named.name} cannot be read: {reason}"
+    config = f", '{named.config}'" if named.config else ""
+    command = f"python -c \"import datasets; datasets.load_dataset('{named.name}'{config})\""
+    return (
+        f"{named.name} does not exist, and as a dataset of the hub it can neither be reached nor is it cached "
+        f"({reason}); for a hub id run this where there is a network, with the same HF_HOME: {command}"
+    )
+
+
+def one_line(error: BaseException) -> str:
+    """What was raised, for a message of one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nemo_tvkd.data.template import Tokenized
+from nemo_tvkd.data.tokenized import Tokenized
 
 
 def is_flipped(pair_id: str, share: float, seed: int) -> bool:

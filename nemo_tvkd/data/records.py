@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tvkd.data.fields import BadRow, Turn, bad, found, kind, number_of, short, text_of, turns_of
+from nemo_tvkd.data.fields import BadRow, Turn, bad, found, is_from_value, kind, number_of, short, text_of, turns_of
 from nemo_tvkd.errors import UserError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -119,24 +119,27 @@ def _fields(record: Mapping[str, Any], need_rejected: bool) -> tuple[Any, dict[s
 
 
 def _columns(record: Mapping[str, Any], need_rejected: bool) -> tuple[str | None, list[str]]:
-    """(the prompt's column if it has one, the responses' columns)."""
-    if "chosen" in record and ("rejected" in record or not need_rejected):
-        replies = ["chosen", "rejected"] if need_rejected else ["chosen"]
-        if "prompt" in record:
-            return "prompt", replies
-        # where chosen is a single message, the turns before it stand in a column of their own
-        beside = isinstance(record["chosen"], dict) and "conversations" in record
-        return ("conversations" if beside else None), replies
-    if need_rejected:
-        missing = [name for name in ("chosen", "rejected") if name not in record]
+    """(the prompt's column if it has one, the responses' columns). Tables of several layouts have nulls in between."""
+    if need_rejected and (missing := [name for name in ("chosen", "rejected") if name not in record]):
         bad(f"missing column {' and '.join(missing)}: {PAIR_NEEDS}; found: {found(record)}")
-    for name in ("messages", "conversations"):
-        if name in record:
-            return None, [name]
-    for asked, reply in EXAMPLES:
-        if asked in record and reply in record:
-            return asked, [reply]
-    bad(f"missing columns: {EXAMPLE_NEEDS}; found: {found(record)}")
+    replies = ["chosen", "rejected"] if need_rejected else ["chosen"]
+    layouts: list[tuple[str | None, list[str]]] = []
+    if "chosen" in record:
+        chosen = record["chosen"]
+        whole = isinstance(chosen, list) or (isinstance(chosen, str) and ASSISTANT in chosen)
+        if "prompt" in record and not (record["prompt"] is None and whole):
+            layouts.append(("prompt", replies))
+        else:
+            # where chosen is a single message, the turns before it stand in a column of their own
+            beside = isinstance(chosen, dict) and "conversations" in record
+            layouts.append(("conversations" if beside else None, replies))
+    if not need_rejected:
+        layouts += [(None, [name]) for name in ("messages", "conversations") if name in record]
+        layouts += [(asked, [reply]) for asked, reply in EXAMPLES if asked in record and reply in record]
+    if not layouts:
+        bad(f"missing columns: {EXAMPLE_NEEDS}; found: {found(record)}")
+    full = (way for way in layouts if all(record[name] is not None for name in (*way[1], *filter(None, way[:1]))))
+    return next(full, layouts[0])
 
 
 def _normal_form(prompt: Any, name: str, responses: dict[str, Any]) -> _Pair:
@@ -206,7 +209,7 @@ def _chats(prompt: Any, prompt_name: str, responses: dict[str, Any]) -> _Pair:
     if heads[0] != heads[-1]:
         bad(f"chosen and rejected do not share their prompt: they differ from turn {_differ(*heads) + 1} on")
     listed: list[Any] = next((v for v in (prompt, *responses.values()) if isinstance(v, list)), [{}])
-    if "from" in listed[0] and "role" not in listed[0]:
+    if is_from_value(listed[0]):
         layout += " (from/value)"
     return _Pair(heads[0], replies, _transcript(heads[0]), [f" {reply}" for reply in replies], layout)
 

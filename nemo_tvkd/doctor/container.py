@@ -94,6 +94,6 @@ def _values(config: Any) -> Iterator[str]:
 
 
 def _local(value: str) -> Path | None:
-    """The path of a value that is one on this machine (or DIR:SPLIT)."""
-    places = (Path(value), Path(value.rpartition(":")[0]))
+    """The path of a value that is one on this machine (or DIR:SPLIT, or either with a weight behind it)."""
+    places = [Path(value.rsplit(":", cut)[0]) for cut in range(3)]
     return next((place for place in places if place.is_absolute() and place.exists()), None)

@@ -21,9 +21,9 @@ class LossInputs:
     """What a method may read: [N] numbers of responses, N = 2B (chosen first) for pairs, B for examples."""
 
     lengths: Tensor
-    """Response tokens."""
+    """Response tokens (of examples, those that are trained)."""
     logps: Tensor | None = None
-    """Sums over response tokens (nats); [B] where the method reads the chosen responses' alone."""
+    """Sums over these tokens (nats); [B] where the method reads the chosen responses' alone."""
     rewards: Tensor | None = None
     """Of the policy's reward head (reward units)."""
     shaping: Tensor | None = None
@@ -59,7 +59,7 @@ class Method:
         loss: (inputs, the algorithm's configuration) -> ([B] losses, metrics of [B]).
         metrics: names that the loss reports, in a fixed order (every rank knows it).
         pairs: whether it trains on preference pairs (else on examples).
-        per_token: whether the loss is divided by the number of response tokens (else by the number of pairs).
+        per_token: whether the loss is divided by the number of trained tokens (else by the number of pairs).
         needs: what frozen models must provide, from the algorithm's configuration.
         spread: metrics whose standard deviation over pairs is reported too.
         correlations: names of correlations over pairs, each of two metrics (both in `spread`).

@@ -19,9 +19,6 @@ from torch import Tensor
 
 from nemo_tvkd.losses import dpo, rewards
 
-LOGPROBS = ("sum", "mean")
-CONTRASTS = ("ratio", "product")
-STUDENT_REWARDS = ("head", "implicit")
 LARGEST = -1e-12
 """Log-probabilities above it count as it: a response cannot be certain, and log(1 - 1) would be no number."""
 METRICS = (

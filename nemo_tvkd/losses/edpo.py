@@ -10,7 +10,6 @@ from torch import Tensor
 
 from nemo_tvkd.losses import dpo
 
-ENSEMBLES = ("mean", "min")
 METRICS = (*dpo.METRICS, "reward_distillation/mse", "oracle/margins", "oracle/accuracies")
 
 

@@ -14,29 +14,32 @@ from torch import Tensor
 
 from nemo_tvkd.losses import dpo, rewards
 
-FORMS = ("potential_difference", "next_value")
-TERMINALS = ("bootstrap", "zero")
 METRICS = (*dpo.METRICS, "shaping/chosen", "shaping/rejected", "shaping/margins", "shaping/accuracies")
 
 
-def potential_shaping(values: Tensor, *, form: str, terminal: str, gamma: float) -> Tensor:
-    """Psi(y) of one response from its state potentials, accumulated in float64.
+def token_shaping(values: Tensor, *, form: str, terminal: str, gamma: float) -> Tensor:
+    """psi_1 .. psi_T of one response from its state potentials.
 
     Args:
         values: [T + 1], V at s_1 .. s_{T+1} (nats).
-        form: `potential_difference` (the paper) or `next_value` (Psi = sum_t gamma V(s_{t+1}), the released code's).
+        form: `potential_difference` (the paper) or `next_value` (psi_t = gamma V(s_{t+1}), the released code's).
         terminal: V(s_{T+1}) is the teacher's (`bootstrap`) or 0 (`zero`, Ng et al. 1999).
 
     Returns:
-        scalar float64 (nats).
+        [T] float64 (nats).
     """
     values = values.double()
     following = values[1:]
     if terminal == "zero":
         following = torch.cat([following[:-1], following.new_zeros(1)])
     if form == "next_value":
-        return gamma * following.sum()
-    return (gamma * following - values[:-1]).sum()
+        return gamma * following
+    return gamma * following - values[:-1]
+
+
+def potential_shaping(values: Tensor, *, form: str, terminal: str, gamma: float) -> Tensor:
+    """Psi(y), the sum of :func:`token_shaping` in float64: a scalar (nats)."""
+    return token_shaping(values, form=form, terminal=terminal, gamma=gamma).sum()
 
 
 def ends_suffice(*, kind: str, form: str, gamma: float) -> bool:

@@ -10,7 +10,7 @@ from nemo.collections import llm
 from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
-from nemo_tvkd.data.batch import Batch, next_batch, to_device
+from nemo_tvkd.data.batch import Batch, next_batch, to_device, trained_lengths
 from nemo_tvkd.losses import LossInputs, Method
 from nemo_tvkd.losses.tvkd import potential_shaping
 from nemo_tvkd.models.architecture import CausalLMConfig
@@ -54,7 +54,7 @@ class Objective:
         inputs = self.inputs(batch, readout)
         losses, found = self.method.loss(inputs, self.config)
         metrics = {name: value.detach().double() for name, value in found.items()}
-        denominator = sum(batch["response_lengths"]) if self.method.per_token else batch["count"]
+        denominator = sum(trained_lengths(batch)) if self.method.per_token else batch["count"]
         sums = [metrics[name].sum() for name in self.method.metrics]
         sums += [metrics[name].square().sum() for name in self.method.spread]
         sums += [(metrics[one] * metrics[other]).sum() for one, other in self.method.correlations.values()]
@@ -64,7 +64,7 @@ class Objective:
 
     def inputs(self, batch: Batch, readout: Readout) -> LossInputs:
         """What the method reads of a micro-batch: the policy's own numbers and those of frozen models and the data."""
-        lengths = torch.tensor(batch["response_lengths"], dtype=torch.float64, device=readout.hidden.device)
+        lengths = torch.tensor(trained_lengths(batch), dtype=torch.float64, device=readout.hidden.device)
         inputs = LossInputs(lengths)
         if responses := self.method.logps(self.config):
             inputs.logps = readout.response_logps(batch, chosen_only=responses == "chosen")

@@ -68,10 +68,11 @@ class Readout:
     def response_logps(self, batch: Batch, chosen_only: bool = False) -> Tensor:
         """[N] float64 summed response log-probabilities (nats); differentiable, and summed in a fixed order.
 
-        `chosen_only=True`: [B], of the chosen responses.
+        Of an example with a loss mask, of the tokens that it marks. `chosen_only=True`: [B], of the chosen responses.
         """
         assert self.weight is not None
-        hidden, labels, counts = self._at(batch, "actions", batch["count"] if chosen_only else None)
+        first = batch["count"] if chosen_only else None
+        hidden, labels, counts = self._at(batch, "actions", first, batch.get("loss_masks"))
         per_token = head_logprobs(
             hidden,
             self.weight,
@@ -116,13 +117,15 @@ class Readout:
         hidden, own = rows_of_sequence(self.hidden, index, self.group)
         return sum_over(torch.where(own, self.reward_head(hidden).double(), 0.0), self.group)
 
-    def _at(self, batch: Batch, states: str, first: int | None = None) -> tuple[Tensor, Tensor, list[int]]:
+    def _at(
+        self, batch: Batch, states: str, first: int | None = None, masks: Sequence[Any] | None = None
+    ) -> tuple[Tensor, Tensor, list[int]]:
         """Hidden states [R, H] and labels [R] at the responses' states, and how many belong to each sequence.
 
-        `first`: of that many sequences only.
+        `first`: of that many sequences only; `masks`: see `parallel.sequence.response_states`.
         """
         spans = (batch["lengths"], batch["prompt_lengths"][:first], batch["response_lengths"][:first])
-        index, counts = response_states(*spans, states)
+        index, counts = response_states(*spans, states, masks)
         index = index.to(self.hidden.device, non_blocking=True)
         hidden = gather_sequence(self.hidden, self.group) if self.sequence_parallel else self.hidden
         return hidden.index_select(0, index), batch["labels"].index_select(0, index), counts

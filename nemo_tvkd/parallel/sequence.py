@@ -16,20 +16,28 @@ STATES = ("actions", "all", "ends", "last")
 
 
 def response_states(
-    lengths: Sequence[int], prompt_lengths: Sequence[int], response_lengths: Sequence[int], states: str
+    lengths: Sequence[int],
+    prompt_lengths: Sequence[int],
+    response_lengths: Sequence[int],
+    states: str,
+    masks: Sequence[Sequence[bool]] | None = None,
 ) -> tuple[Tensor, list[int]]:
     """Positions [R] int64 (on the host) of the responses' states in the row, and how many of them each sequence has.
 
-    Sequences beyond the N described (padding) have none.
+    Sequences beyond the N described (padding) have none. Of "actions", `masks` (N of [T] bools) name those that are
+    wanted: the states that predict the tokens they mark.
     """
     assert states in STATES, states
+    assert masks is None or states == "actions", states
     positions: list[int] = []
     counts: list[int] = []
     start = 0
-    for length, prompt, response in zip(lengths, prompt_lengths, response_lengths, strict=False):
+    for row, (length, prompt, response) in enumerate(zip(lengths, prompt_lengths, response_lengths, strict=False)):
         first, last = start + prompt - 1, start + prompt - 1 + response
         some = {"ends": [first, last], "last": [last]}
-        found = some[states] if states in some else range(first, last + (states == "all"))
+        found = some[states] if states in some else list(range(first, last + (states == "all")))
+        if masks is not None:
+            found = [at for at, wanted in zip(found, masks[row], strict=True) if wanted]
         positions += found
         counts.append(len(found))
         start += length

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from nemo_tvkd.choices import VALUE_KINDS
 from nemo_tvkd.parallel import fused
 
 CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
@@ -24,9 +25,6 @@ CHUNK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 
 LEAST = -80.0
 """Exponents are cut off here: e^-80 adds nothing to a sum that holds a 1, and smaller results are slow on a CPU."""
-
-VALUE_KINDS = ("soft_value", "max", "margin", "expectation", "logit", "logprob")
-"""TVKD's choices of V (Kwon et al. 2025, Table 5); the first four depend on the state, the last two on the action."""
 
 ACTION_KINDS = ("logit", "logprob")
 

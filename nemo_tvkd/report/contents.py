@@ -143,7 +143,7 @@ def _section(stage: Stage, results: list[Result]) -> Section | None:
     tables = [_compare("Settings", [(result, dict(result.facts)) for result in results], [])]
     tables.append(_compare("Figures", [(result, dict(result.figures)) for result in results], _seeds(results)))
     for result in results:
-        tables += _strengths(result)
+        tables += _strengths(result) + _calibrations(result)
     charts = [_chart(name, title, results) for name, title in CURVES.items()]
     section = Section(stage.name, [t for t in tables if t.rows], [c for c in charts if c.curves])
     return section if section.tables or section.charts else None
@@ -178,6 +178,20 @@ def _strengths(result: Result) -> list[Table]:
         if rows:
             cells = [_strength(row, prefix) for row in rows]
             tables.append(Table(f"By the strength of the preference: {title}{which}", header, cells))
+    return tables
+
+
+def _calibrations(result: Result) -> list[Table]:
+    """An evaluation apart for margins that are sure and that are not, one table for each kind of reward."""
+    which = "" if result.task.index is None else f", task {_label(result)}"
+    header = ["confidence", "mean", "accuracy", "pairs"]
+    names = ("confidence/least", "confidence/greatest", "confidence/mean", "accuracies", "pairs")
+    tables = []
+    for prefix, rows in result.calibrations.items():
+        found = [[number(row.get(name)) for name in names] for row in rows]
+        cells = [["–" if value is None else show(value) for value in row] for row in found]
+        lines = [[f"{least} to {greatest}", *rest] for least, greatest, *rest in cells]
+        tables.append(Table(f"By the confidence of the margin: {prefix}{which}", header, lines))
     return tables
 
 

@@ -3,10 +3,12 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_tvkd.report.folder import METRICS, STOPPED, Task, number, read_ends, read_json, read_metrics, training_config
+
+FACTS_OF_EVALUATIONS = ("checkpoint", "reference", "oracle", "teacher", "shaping")
 
 
 @dataclass(frozen=True)
@@ -17,10 +19,14 @@ class Figure:
     error: float | None = None
     size: bool = False
     """Whether it counts bytes."""
+    interval: tuple[float, float] | None = None
+    """Of confidence; it says more than the standard error where it is known."""
 
     def __str__(self) -> str:
         if self.size:
             return size(self.value)
+        if self.interval is not None:
+            return f"{show(self.value)} ({self.interval[0]:.3g} to {self.interval[1]:.3g})"
         return show(self.value) + ("" if self.error is None else f" ± {self.error:.2g}")
 
 
@@ -42,6 +48,8 @@ class Result:
     """What was computed with which model, ..."""
     strengths: list[dict[str, Any]] = field(default_factory=list)
     """`by_strength` of an evaluation."""
+    calibrations: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Its `by_confidence`."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """Rows of metrics.jsonl."""
 
@@ -137,21 +145,49 @@ def _evaluation(task: Task, result: Result) -> None:
         return
     found = read_json(task.output / "preferences.json")
     found = found if isinstance(found, dict) else {}
+    if isinstance(found.get("checkpoints"), list):
+        _several(found, result)
+        return
     for name, value in found.items():
-        if (plain := number(value)) is not None:
-            if not name.endswith("_stderr") and name not in ("beta", "pairs"):
-                result.figures[name] = Figure(plain, number(found.get(f"{name}_stderr")))
-        elif name != "by_strength" and value is not None:
+        if (plain := number(value)) is not None and "/" in name:
+            if not name.endswith("_stderr"):
+                edges = _interval(found.get(f"{name}_interval"))
+                result.figures[name] = Figure(plain, number(found.get(f"{name}_stderr")), interval=edges)
+        elif name in FACTS_OF_EVALUATIONS and value is not None:
             result.facts[name] = _text(value)
-    if (beta := number(found.get("beta"))) is not None:
-        result.facts["beta"] = show(beta)
+    for name in ("beta", "confidence", "resamples"):
+        if (fact := number(found.get(name))) is not None:
+            result.facts[name] = show(fact)
     if (pairs := number(found.get("pairs"))) is not None:
         result.summary["pairs"] = show(pairs)
     for column, name in (("eval accuracy", "rewards/accuracies"), ("eval margin", "rewards/margins")):
-        if name in result.figures:
-            result.summary[column] = result.figures[name]
-    rows = found.get("by_strength")
-    result.strengths = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+        if isinstance(figure := result.figures.get(name), Figure):
+            result.summary[column] = replace(figure, interval=None)
+    result.strengths = _rows(found.get("by_strength"))
+    result.calibrations = {prefix: _rows(rows) for prefix, rows in _part(found, "by_confidence").items()}
+
+
+def _several(found: dict[str, Any], result: Result) -> None:
+    """Of a comparison: each checkpoint's accuracy and margin, and the p-values against the first."""
+    for row in _rows(found["checkpoints"]):
+        for name in ("rewards/accuracies", "rewards/margins", "rewards/ece"):
+            if (value := number(row.get(name))) is not None:
+                edges, error = _interval(row.get(f"{name}_interval")), number(row.get(f"{name}_stderr"))
+                result.figures[f"{_text(row.get('checkpoint'))} {name}"] = Figure(value, error, interval=edges)
+    for row in _rows(found.get("comparisons")):
+        for name, test in _part(row, "tests").items():
+            if (p := number(_part({"test": test}, "test").get("p_holm"))) is not None:
+                result.figures[f"{_text(row.get('checkpoint'))} {name}: p (Holm)"] = Figure(p)
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
+def _interval(value: Any) -> tuple[float, float] | None:
+    edges = [number(edge) for edge in value] if isinstance(value, list) else []
+    low, high = edges if len(edges) == 2 else (None, None)
+    return None if low is None or high is None else (low, high)
 
 
 def _benchmark(task: Task, result: Result) -> None:

@@ -9,12 +9,12 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.choices import CHOICES
 from nemo_tvkd.data.records import row_from_record
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint, check_heads, classifies_sequences
-from nemo_tvkd.values import CHOICES
 
 ARCHITECTURES = {"llama": "LlamaForSequenceClassification", "mistral": "MistralForSequenceClassification"}
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}

@@ -120,7 +120,8 @@ def end(code: int, line: str) -> None:
         pass  # it has ended by itself
     try:
         if line and select.select([], [2], [], 1.0)[1]:
-            os.write(2, f"{line}\n".encode())
+            clear = "\r\x1b[2K" if os.isatty(2) else ""  # of a line of progress that stands there
+            os.write(2, f"{clear}{line}\n".encode())
     finally:
         os._exit(code)
 

@@ -15,7 +15,8 @@ from nemo.lightning.pytorch.plugins import MegatronDataSampler
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-from nemo_tvkd.data.batch import EpochStream, collate
+from nemo_tvkd.data.batch import collate
+from nemo_tvkd.data.stream import Stream, open_stream
 from nemo_tvkd.models.reward_head import RewardHead
 from nemo_tvkd.runtime import cpu
 from nemo_tvkd.runtime.exits import rank_variables
@@ -147,7 +148,7 @@ def optimizer(config: Any, max_steps: int) -> nl.MegatronOptimizerModule:
 class PackedData(pl.LightningDataModule):
     """Training pairs in the order of (seed, epoch), from the sample that the run continues with."""
 
-    def __init__(self, stream: EpochStream, sampler: MegatronDataSampler, multiple: int) -> None:
+    def __init__(self, stream: Stream, sampler: MegatronDataSampler, multiple: int) -> None:
         super().__init__()
         self.stream, self.data_sampler, self.multiple = stream, sampler, multiple
 
@@ -168,7 +169,7 @@ def data_module(config: Any, prepared: Any, start: int) -> PackedData:
     )
     # Longer than the run: max_steps ends it, never the end of an epoch in Lightning's sense.
     length = 2 * (prepared.max_steps + 1) * options.global_batch_size
-    stream = EpochStream(prepared.train, length, options.seed, config.data.shuffle)
+    stream = open_stream(prepared.train, length, options.seed, config.data.shuffle, prepared.mixture)
     return PackedData(stream, sampler, row_multiple(config.parallel))
 
 

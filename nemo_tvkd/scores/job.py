@@ -1,15 +1,15 @@
 """`nemo-tvkd score`: a frozen model's values, log-probabilities and rewards of all pairs, written to a score store."""
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.choices import SCORABLE
 from nemo_tvkd.data.batch import Batch, Item, collate
-from nemo_tvkd.data.template import Tokenized
+from nemo_tvkd.data.readings import pair_ids, with_others
+from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import (
@@ -23,10 +23,10 @@ from nemo_tvkd.models.hf import (
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, LOGPROB
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
+from nemo_tvkd.runtime.progress import ScoringProgress, display
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
 from nemo_tvkd.values import check_values, path_list, wanted_values
 
-SCORABLE = ("value", "logprob", "reward")
 BATCHES_PER_PASS = 16
 """Micro-batches per trip through the pipeline schedule: enough to fill it, few enough to report progress."""
 _print = partial(print, flush=True)
@@ -38,7 +38,7 @@ class ScoringJob:
 
     checkpoint: Checkpoint | None
     """None for a model that is there already."""
-    rows: list[Tokenized]
+    rows: Sequence[Tokenized]
     identity: Identity
     ranks: int
 
@@ -71,9 +71,8 @@ def prepare_scoring(config: Any) -> ScoringJob:
     say = (lambda line: None) if quiet else _print
     rows = encoder.read(path_list(config.data.train, "data.train"), "data.train", True, say)
     if config.data.validation:
-        known = {row.pair_id for row in rows}
         more = encoder.read(path_list(config.data.validation, "data.validation"), "data.validation", True, say)
-        rows += [row for row in more if row.pair_id not in known]
+        rows = with_others(rows, more)
     job = ScoringJob(checkpoint, rows, _identity(config, checkpoint, encoder, rows), ranks)
     if is_rank_zero():
         writer_of(config.score, job).check_output()
@@ -95,7 +94,7 @@ def _reads_tokens(what: Sequence[str]) -> bool:
 
 def writer_of(options: Any, job: ScoringJob) -> StoreWriter:
     """The writer of a job's store, from the `score` section of the configuration."""
-    return StoreWriter(options.output, job.identity, [row.pair_id for row in job.rows], options.part_size)
+    return StoreWriter(options.output, job.identity, pair_ids(job.rows), options.part_size)
 
 
 def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Sequence[Tokenized]) -> Identity:
@@ -109,7 +108,7 @@ def _identity(config: Any, checkpoint: Checkpoint, encoder: Encoder, rows: Seque
         values=wanted_values(options),
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length or data.max_length - 1,
-        data=data_fingerprint([row.pair_id for row in rows]),
+        data=data_fingerprint(pair_ids(rows)),
         precision=options.precision,
         value_storage=options.value_storage,
     )
@@ -153,7 +152,7 @@ def fill(
     writer: StoreWriter,
     module: Any,
     missing: list[int],
-    say: Callable[[str], None] = _print,
+    quiet: bool = False,
 ) -> None:
     """Score the missing parts, replica r of dp every dp-th of them, and finish the store (collective)."""
     import torch.distributed as dist
@@ -162,17 +161,18 @@ def fill(
     replica = parallel_state.get_data_parallel_rank()
     replicas = parallel_state.get_data_parallel_world_size()
     mine = {part: writer.part_rows(part, job.rows) for part in missing[replica::replicas]}
-    progress = _Progress(sum(_tokens(row) for rows in mine.values() for row in rows), replicas, say)
+    total = sum(_tokens(row) for rows in mine.values() for row in rows)
     failure: UserError | None = None
-    for part, rows in mine.items():
-        scores = _score_rows(options, module, job.identity, rows, progress)
-        if scores and parallel_state.get_tensor_model_parallel_rank() == 0:
-            try:
-                writer.write_part(part, scores)
-            except UserError as error:  # a full disk, a number that is not finite
-                failure = error
-        if _in_replica(failure is not None):
-            break
+    with ScoringProgress(total, replicas, display(is_rank_zero() and not quiet)) as progress:
+        for part, rows in mine.items():
+            scores = _score_rows(options, module, job.identity, list(rows), progress)
+            if scores and parallel_state.get_tensor_model_parallel_rank() == 0:
+                try:
+                    writer.write_part(part, scores)
+                except UserError as error:  # a full disk, a number that is not finite
+                    failure = error
+            if _in_replica(failure is not None):
+                break
     _raise_everywhere(failure)
     if dist.get_rank() == 0:
         writer.finish()
@@ -209,7 +209,7 @@ def _raise_everywhere(failure: UserError | None) -> None:
 
 
 def _score_rows(
-    options: Any, module: Any, identity: Identity, rows: Sequence[Tokenized], progress: "_Progress"
+    options: Any, module: Any, identity: Identity, rows: Sequence[Tokenized], progress: ScoringProgress
 ) -> list[PairScores]:
     """Scores of `rows` in their order (on the last pipeline stage); batches are sorted by length."""
     from nemo_tvkd.models.frozen import pipeline_forward
@@ -265,21 +265,3 @@ def _statistics(identity: Identity) -> Callable[[Batch, Any], dict[str, list[Any
 
 def _pair_scores(pair_id: str, result: dict[str, list[Any]], position: int, pairs: int) -> PairScores:
     return PairScores(pair_id, {stem: (found[position], found[pairs + position]) for stem, found in result.items()})
-
-
-class _Progress:
-    """Rank 0's share of the work, as a line now and then: tokens per second of all replicas and time left."""
-
-    def __init__(self, total: int, replicas: int, say: Callable[[str], None]) -> None:
-        self.total, self.replicas, self.say = total, replicas, say
-        self.done, self.start, self.shown = 0, time.perf_counter(), -math.inf
-
-    def advance(self, tokens: int) -> None:
-        self.done += tokens
-        now = time.perf_counter()
-        if not is_rank_zero() or (now - self.shown < 2 and self.done < self.total):
-            return
-        self.shown = now
-        pace = self.done / max(now - self.start, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self.total - self.done) / pace))
-        self.say(f"scored {100 * self.done / self.total:.0f} %  {pace * self.replicas:.0f} tokens/s  {left} left")

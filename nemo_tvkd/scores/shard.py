@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa  # imported where it is used: the command line must start without it
 
 SIDES = ("chosen", "rejected")
+MANIFEST = "manifest.json"  # of a store: its identity, and every part with its sha256
 OUTPUT = "score.output"  # the key that names the directory while it is being written
 _STAMP = b"nemo_tvkd.sha256"  # Parquet metadata: hash of a part's identity and content
 
@@ -131,6 +132,26 @@ def holds(data: bytes, identity: Identity, pair_ids: Sequence[str]) -> bool:
     """
     table = decode(data)
     return belongs(table, identity) and table.column("pair_id").to_pylist() == list(pair_ids)
+
+
+def read_part(file: Path, sha256: str, identity: Identity, key: str) -> pa.Table:
+    """A part of a finished store.
+
+    Raises:
+        UserError: it is not as its manifest says; names `key`, from which the store came, and the file.
+    """
+    again = "run the same score command again"
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"{key}: cannot read {file} ({error.strerror}): {again}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        fault = f"is truncated or corrupted (its sha256 is not the one in {MANIFEST})"
+        raise UserError(f"{key}: {file} {fault}: {again}, it rewrites this part")
+    table = decode(data)
+    if not belongs(table, identity):
+        raise UserError(f"{key}: {file.parent / MANIFEST} does not say what {file.name} holds: {again}")
+    return table
 
 
 def _check(row: PairScores, identity: Identity) -> None:

@@ -20,17 +20,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.vocab import Statistic
 from nemo_tvkd.scores.identity import FORMAT, Identity, data_fingerprint, describe, dump_json, read_json, same, show
-from nemo_tvkd.scores.shard import OUTPUT, SIDES, PairScores, belongs, decode, encode, holds, write_whole
+from nemo_tvkd.scores.mapped import PairIndex, mapped_tables, unpacked
+from nemo_tvkd.scores.shard import MANIFEST, OUTPUT, SIDES, PairScores, encode, holds, read_part, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["MANIFEST", "PLAN", "Identity", "PairScores", "ScoreStore", "StoreWriter", "data_fingerprint"]
 
-PLAN, MANIFEST = "plan.json", "manifest.json"
+PLAN = "plan.json"
 T = TypeVar("T")
 
 
@@ -180,23 +183,30 @@ class StoreWriter:
 
 
 class ScoreStore:
-    """A finished store, read: pair_id to scores. All of it is held in memory, 4 bytes per stored value."""
+    """A finished store, read: pair_id to scores. It is held in memory, 4 bytes per stored value, or mapped."""
 
-    def __init__(self, path: Path, identity: Identity, part_size: int, tables: Sequence[pa.Table]) -> None:
+    def __init__(
+        self, path: Path, identity: Identity, part_size: int, tables: Sequence[pa.Table] | None, mapped: Path | None
+    ) -> None:
         """Use `open`."""
         self.path = path
         self.identity = identity
         self._part_size = part_size
-        self._tables = tables
-        # pair_id -> row in the whole store: one int per pair. The same pair twice in the data: its first row counts.
-        self._row: dict[str, int] = {}
-        for part, table in enumerate(tables):
-            for row, pair_id in enumerate(table.column("pair_id").to_pylist(), start=part * part_size):
-                self._row.setdefault(pair_id, row)
+        self._mapped = mapped
+        self._tables = mapped_tables(mapped) if mapped is not None else tables or []
+        self._index = PairIndex(self._tables)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A mapped store travels as the name of its file."""
+        tables = None if self._mapped else self._tables
+        return ScoreStore, (self.path, self.identity, self._part_size, tables, self._mapped)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], key: str = "teacher.scores") -> ScoreStore:
+    def open(cls, path: str | os.PathLike[str], key: str = "teacher.scores", mapped: bool = False) -> ScoreStore:
         """Read a store and verify every byte of it.
+
+        Args:
+            mapped: unpack it once into a file, which is verified then, and read scores from there (data.streaming).
 
         Raises UserError, which names `key` (the configuration key the path came from) and the file, if the store is
         not there, unfinished or of another version, or if a shard is missing, truncated or corrupted.
@@ -213,20 +223,11 @@ class ScoreStore:
             listed = [(path / entry["file"], entry["sha256"]) for entry in manifest["parts"]]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{key}: {path / MANIFEST} is damaged: {again}") from error
-        tables = []
-        for file, sha256 in listed:
-            try:
-                data = file.read_bytes()
-            except OSError as error:
-                raise UserError(f"{key}: cannot read {file} ({error.strerror}): {again}") from error
-            if hashlib.sha256(data).hexdigest() != sha256:
-                fault = f"is truncated or corrupted (its sha256 is not the one in {MANIFEST})"
-                raise UserError(f"{key}: {file} {fault}: {again}, it rewrites this part")
-            table = decode(data)
-            if not belongs(table, identity):
-                raise UserError(f"{key}: {path / MANIFEST} does not say what {file.name} holds: {again}")
-            tables.append(table)
-        return cls(path, identity, part_size, tables)
+        tables = (read_part(file, sha256, identity, key) for file, sha256 in listed)
+        if mapped:
+            file = unpacked((path / MANIFEST).read_bytes(), lambda: tables, path, key)
+            return cls(path, identity, part_size, None, file)
+        return cls(path, identity, part_size, list(tables), None)
 
     def __len__(self) -> int:
         """The number of rows: pairs of the data, repeated ones included."""
@@ -273,21 +274,24 @@ class ScoreStore:
 
     def check_covers(self, pair_ids: Sequence[str], sources: Sequence[str], key: str) -> None:
         """Raise UserError unless every pair is in the store; `sources` says where each comes from, as FILE:LINE."""
-        missing = [index for index, pair_id in enumerate(pair_ids) if pair_id not in self._row]
-        if missing:
+        missing = self._index.missing(pair_ids)
+        if len(missing):
             raise UserError(
                 f"{key}: {len(missing)} of {len(pair_ids)} pairs are not in the store {self.path}, "
-                f"first {sources[missing[0]]}; it was made from other data or lengths: score this data"
+                f"first {sources[int(missing[0])]}; it was made from other data or lengths: score this data"
             )
 
-    def numbers(self, stem: str) -> list[float]:
+    def numbers(self, stem: str) -> np.ndarray:
         """A score that is one number a response, of all pairs: the chosen responses', then the rejected ones'."""
         columns = [table.column(f"{side}_{stem}") for side in SIDES for table in self._tables]
-        return [number for column in columns for number in column.to_pylist()]
+        return np.concatenate([column.to_numpy() for column in columns])
 
     def get(self, pair_id: str) -> PairScores:
         """The scores of a pair: values as new float32 arrays. KeyError where `check_covers` would have complained."""
-        part, row = divmod(self._row[pair_id], self._part_size)
+        (found,) = self._index.find([pair_id]).tolist()
+        if found < 0:
+            raise KeyError(pair_id)
+        part, row = divmod(found, self._part_size)
         table = self._tables[part]
         scores = {}
         for stem in self.identity.stems:

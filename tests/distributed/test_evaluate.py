@@ -9,13 +9,15 @@ from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.models.hf import find_checkpoint
 
 
-def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[tuple[float, float]]:
+def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[list[float]]:
     """Task: what `evaluate` measures."""
     from nemo_tvkd.compose import compose
-    from nemo_tvkd.evaluate import LOGPS, pair_numbers
+    from nemo_tvkd.data.batch import Item
+    from nemo_tvkd.evaluate.forward import LOGPS, pair_numbers, read_logps
 
     config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
-    return pair_numbers(config, find_checkpoint(path, "checkpoint"), "checkpoint", rows, [LOGPS])[LOGPS]
+    checkpoint, items = find_checkpoint(path, "checkpoint"), [Item(row) for row in rows]
+    return pair_numbers(config, checkpoint, "checkpoint", items, {LOGPS: read_logps})[LOGPS].tolist()
 
 
 EVALUATIONS = [

@@ -1,9 +1,11 @@
 """The losses and gradients of real NeMo training steps against plain transformers in float64."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reference as ref
 import torch
@@ -143,6 +145,37 @@ def test_sft(pool: RankPool, models: Any, tmp_path: Path, layout: Layout, micro:
         item.tokens.rejected_ids = None
     expected = ref.sft_loss(models.student, [(p.prompt, p.chosen) for p in models.pairs])
     check_step(pool, examples, tmp_path, layout, "sft", expected, options=[f"trainer.micro_batch_size={micro}"])
+
+
+TURNS = [  # (tokens, trained?) of each turn: three answers, one, two of which the second was cut, an end token alone
+    [([40, 41, 42], False), ([50, 51, 2], True), ([60], False), ([52, 2], True), ([61, 62, 63], False), ([2], True)],
+    [([43], False), ([53, 54, 55, 56, 2], True)],
+    [([44, 45], False), ([57, 2], True), ([64, 65], False), ([58, 59, 70], True)],
+    [([46] * 20, False), ([2], True), ([66] * 9, False)],
+]
+
+
+@pytest.mark.parametrize(
+    ("layout", "micro", "options"),
+    [(ONE, 4, []), (TP2SP, 2, ["trainer.recompute=true"]), (PP2, 1, []), (DP2, 1, [])],
+)
+def test_sft_of_all_turns(
+    pool: RankPool, models: Any, tmp_path: Path, layout: Layout, micro: int, options: list[str]
+) -> None:
+    """The sums and the token count are those of the assistant's turns alone, also where ranks have unequal shares."""
+    examples = copy.copy(models)
+    examples.items = copy.deepcopy(models.items)
+    for item, (prompt, *turns) in zip(examples.items, TURNS, strict=True):
+        item.tokens.prompt_ids = np.array(prompt[0], dtype=np.int32)
+        item.tokens.chosen_ids = np.array([i for ids, _ in turns for i in ids], dtype=np.int32)
+        item.tokens.rejected_ids = None
+        mask = np.array([trained for ids, trained in turns for _ in ids])
+        item.tokens.chosen_mask = None if mask.all() else mask
+    expected = ref.turns_sft_loss(models.student, TURNS)
+    options = [f"trainer.micro_batch_size={micro}", "trainer.val_interval=1", "optim.lr=1e-12", *options]
+    check_step(pool, examples, tmp_path, layout, "sft", expected, options=options, validation=examples.items)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eval_loss"] for row in rows[1:]] == [pytest.approx(expected.item(), rel=TOLERANCE)]
 
 
 def test_dpo_starts_at_ln_2(pool: RankPool, models: Any, tmp_path: Path) -> None:

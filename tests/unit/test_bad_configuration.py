@@ -11,12 +11,11 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
+from nemo_tvkd.choices import CHOICES, FORMS, TERMINALS, VALUE_KINDS
 from nemo_tvkd.cluster.recipe import load_recipe
 from nemo_tvkd.compose import compose
-from nemo_tvkd.losses.tvkd import FORMS, TERMINALS
-from nemo_tvkd.parallel.vocab import VALUE_KINDS
 from nemo_tvkd.runtime.exits import guarded
-from nemo_tvkd.values import CHOICES, NOT_NEGATIVE, POSITIVE, RANGES
+from nemo_tvkd.values import NOT_NEGATIVE, POSITIVE, RANGES
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -93,6 +92,8 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
 COMMAND_OF_SECTION = {"score": "score", "bench": "bench", "benchmark": "benchmark"}
 COMMAND_OF_SECTION |= {"cluster": "submit", "recipe_scale": "submit"}
 COMMAND_OF_SECTION |= dict.fromkeys(("precision", "micro_batch_size", "beta", "strength_bins"), "evaluate")
+COMMAND_OF_SECTION |= dict.fromkeys(("calibration_bins", "resamples", "seed", "shaping"), "evaluate")
+COMMAND_OF_SECTION |= dict.fromkeys(("order", "limit"), "inspect") | dict.fromkeys(("rows", "examples"), "data")
 COMMAND_OF_SECTION["kind"] = "export-hf"
 METHOD_OF_KEY = {"algorithm.label_smoothing": "dpo", "algorithm.ensemble": "edpo", "algorithm.gamma": "drdo"}
 METHOD_OF_KEY |= dict.fromkeys(("algorithm.logprob", "algorithm.contrast", "algorithm.student_reward"), "drdo")
@@ -103,6 +104,7 @@ METHOD_OF_KEY |= dict.fromkeys(("algorithm.alpha_sft", "algorithm.center_rewards
 def defaults() -> dict[tuple[str, ...], Any]:
     """The configurations of some commands, so that a hundred values are tried in seconds."""
     commands = [("train",), ("score",), ("evaluate",), ("bench",), ("export-hf",), ("benchmark",)]
+    commands += [("inspect",), ("data",)]
     commands += [("train", f"algorithm={name}") for name in set(METHOD_OF_KEY.values())]
     return {command: compose(command[0], list(command[1:])) for command in commands}
 

@@ -10,9 +10,8 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
+from nemo_tvkd.choices import CONTRASTS, ENSEMBLES, LOGPROBS, STUDENT_REWARDS
 from nemo_tvkd.compose import compose
-from nemo_tvkd.losses.drdo import CONTRASTS, LOGPROBS, STUDENT_REWARDS
-from nemo_tvkd.losses.edpo import ENSEMBLES
 from nemo_tvkd.runtime.exits import guarded
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_tvkd.data.batch import EpochStream, Item, collate, micro_batches
+from nemo_tvkd.data.batch import Item, collate, micro_batches
+from nemo_tvkd.data.stream import EpochStream
 
 
 def make_items(count: int) -> list[Item]:

@@ -9,8 +9,9 @@ from dialogues import END, EOS, EOT, PAD, SPECIAL, TOLD, base_model, base_tokeni
 
 from nemo_tvkd.compose import compose
 from nemo_tvkd.config import package_folder
+from nemo_tvkd.data.chat_template import BUILT_IN
 from nemo_tvkd.data.records import row_from_record
-from nemo_tvkd.data.template import BUILT_IN, Template
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import load_tokenizer, set_tokens, tokenizer_fingerprint
 from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
@@ -83,8 +84,8 @@ def test_mistral_is_mistral_commons(mistral: Any, first: int) -> None:
 def test_turns_that_no_template_has(name: str, llama: Any, mistral: Any) -> None:
     template = Template(llama if name == "llama3" else mistral, name)
     wrong = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]
-    with pytest.raises(Exception, match="turns"):
-        template._apply(wrong, True)
+    with pytest.raises(UserError, match=r"^f:1: .*refuses the conversation: .*turns"):
+        template._chat_template.render(wrong, True, "f:1")
 
 
 def test_llama3_needs_llama3s_tokens(mistral: Any) -> None:

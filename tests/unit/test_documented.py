@@ -1,15 +1,21 @@
-"""`--help`: every key of submit's configuration stands there with its meaning, as YAML that reads back."""
+"""Keys and their meanings: every key has one; `--help` shows submit's as YAML that reads back."""
 
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import main
+from nemo_tvkd.algorithms import ALGORITHMS
 from nemo_tvkd.cluster.config import ClusterConfig, ContainerConfig, SubmitConfig
 from nemo_tvkd.compose import choices
-from nemo_tvkd.documented import documented, meanings
+from nemo_tvkd.config import COMMANDS
+from nemo_tvkd.documented import Key, documented, keys, meanings
+from nemo_tvkd.values import admissible
+
+CHOSEN = ("algorithm", "name")
+"""The section that a file of conf/ fills, and the name it gives."""
 
 
 @dataclass
@@ -87,12 +93,58 @@ def test_the_issues_keys_are_those_of_a_cluster() -> None:
     assert "mounts" in {key.name for key in fields(ContainerConfig)}
 
 
-def test_every_key_of_a_cluster_that_its_name_does_not_explain_has_a_meaning() -> None:
-    plain = {"name", "account", "partition", "qos", "modules", "srun_options", "cpus_per_rank", "gpus_per_node"}
-    for kind in (ClusterConfig, ContainerConfig):
-        sections = {key.name for key in fields(kind) if isinstance(key.type, type) and is_dataclass(key.type)}
-        silent = {key.name for key in fields(kind)} - set(meanings(kind)) - sections
-        assert silent <= plain, silent - plain
+@pytest.mark.parametrize("kind", [*COMMANDS.values(), *ALGORITHMS.values()], ids=[*COMMANDS, *ALGORITHMS])
+def test_every_key_has_a_meaning(kind: type) -> None:
+    found = [*keys(kind)]
+    assert found
+    assert not [key.name for key in found if not key.meaning and key.name not in CHOSEN]
+    assert len({key.name for key in found}) == len(found)
+
+
+def test_keys_are_those_of_the_configuration() -> None:
+    """Every leaf of the composed configuration, and no other."""
+    from nemo_tvkd.compose import compose, flatten
+
+    config = OmegaConf.to_container(compose("score", []))
+    assert {key.name for key in keys(COMMANDS["score"])} == set(flatten(config))
+
+
+def test_a_key_in_words() -> None:
+    found = {key.name: key for key in keys(Outer)}
+    assert [*found] == ["first", "silent", "second", "inner.deep", "last"]
+    assert found["second"] == Key("second", "list of text", "[x,y]", "Two lines.")
+    assert found["inner.deep"] == Key("inner.deep", "whole number", "3", "How deep.")
+    assert found["last"].kind == "null, or a list"
+    train = {key.name: key for key in keys(COMMANDS["train"])}
+    assert train["trainer.max_steps"].kind == "whole number or null"
+    assert (train["optim.lr"].kind, train["optim.lr"].default) == ("number", "5e-07")
+    assert (train["optim.betas"].kind, train["optim.betas"].default) == ("list of numbers", "[0.9,0.999]")
+    assert train["data.train"].kind == "text, or a list"
+
+
+def test_names_that_the_user_chooses_stand_in_capitals() -> None:
+    names = {key.name for key in keys(SubmitConfig)}
+    assert {"recipe.models.NAME.path", "recipe.stages.NAME.settings", "cluster.environment"} <= names
+    assert "recipe.layouts.NODE_TYPE.STAGE.nodes" in names
+
+
+def test_defaults_are_those_of_the_section_where_it_stands() -> None:
+    bench = {key.name: key.default for key in keys(COMMANDS["bench"])}
+    assert (bench["trainer.global_batch_size"], bench["bench.teacher.hidden_size"]) == ("4", "384")
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("optim.schedule", "one of constant, linear, cosine"),
+        ("optim.warmup_ratio", "from 0 to 1"),
+        ("data.max_length", "more than 0"),
+        ("optim.lr", "0 or more"),
+        ("trainer.output_dir", ""),
+    ],
+)
+def test_what_a_key_admits(key: str, said: str) -> None:
+    assert admissible(key) == said
 
 
 def test_the_defaults_of_the_page_are_those_of_the_command(page: str) -> None:

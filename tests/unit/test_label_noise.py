@@ -164,7 +164,8 @@ def test_every_field_of_a_pair_is_exchanged_or_kept_on_purpose() -> None:
     """A new field of Tokenized must be decided on here and in flip."""
     sides = {f"{side}_{what}" for side in ("chosen", "rejected") for what in ("ids", "positions", "reward")}
     kept = {"prompt_ids", "pair_id", "source", "truncated", "margin"}
-    assert {field.name for field in fields(Tokenized)} == sides | kept
+    of_examples = {"chosen_mask"}
+    assert {field.name for field in fields(Tokenized)} == sides | kept | of_examples
 
 
 def test_an_example_cannot_be_flipped() -> None:

@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from nemo_tvkd.metrics import agreement, by_strength, correlation, implicit_rewards, preference_metrics, table
+from nemo_tvkd.evaluate.figures import pearson
+from nemo_tvkd.evaluate.intervals import Figure
+from nemo_tvkd.evaluate.metrics import agreement, by_strength, implicit_rewards, margins_of, preference_metrics, rounded
 
 LOGPS = [(-1.0, -3.0), (-4.0, -2.0), (-5.0, -5.0), (-2.0, -8.0)]
 
@@ -38,6 +40,10 @@ def test_rewards_against_a_reference() -> None:
     assert found["head/chosen"] == pytest.approx(0.5 * 1 / 4)
 
 
+def correlation(ours: list, theirs: list) -> float | None:
+    return Figure((rounded(margins_of(ours)), rounded(margins_of(theirs))), pearson).value
+
+
 ORACLE = [(3.0, 1.0), (1.0, 1.5), (0.0, 0.0), (5.0, 1.0), (1.0, 7.0), (2.0, 1.0)]  # strengths 2, 0.5, 0, 4, 6, 1
 OURS = [(1.0, 0.0), (1.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.0, 2.0), (4.0, 0.0)]
 
@@ -54,7 +60,12 @@ def test_weak_and_strong_preferences_are_told_apart() -> None:
     assert [r["oracle/accuracies"] for r in rows] == [0.0, 1.0, 0.5]
     assert [r["rewards/agreement"] for r in rows] == [0.0, 1.0, 0.5]  # the tie of the oracle counts for neither
     assert [r["head/agreement"] for r in rows] == [1.0, 1.0, 1.0]
-    assert "1 to 2" in table(rows, "rewards")
+
+
+def test_a_teacher_is_judged_apart_too() -> None:
+    rows = by_strength({"rewards": OURS}, ORACLE, 3, teacher=[(1, 0), (0, 1), (2, 2), (5, 1), (3, 0), (0, 0)])
+    assert [r["shaping/accuracies"] for r in rows] == [0.0, 0.5, 1.0]  # a tie of the teacher is not accurate
+    assert [r["rewards/teacher_agreement"] for r in rows] == [0.0, 1.0, 0.0]  # and counts for neither
 
 
 def test_equal_strengths_are_never_parted() -> None:
@@ -79,4 +90,3 @@ def test_nothing_to_agree_or_correlate_with() -> None:
     assert correlation([(r, w) for w, r in ORACLE], ORACLE) == pytest.approx(-1.0)
     rows = by_strength({"rewards": OURS[:1]}, [(1.0, 1.0)], 4)
     assert rows[0]["rewards/agreement"] is None
-    assert table(rows, "rewards").endswith(" -")

@@ -75,10 +75,14 @@ def test_saved_dataset(tmp_path: Path) -> None:
     parts = datasets.DatasetDict(train=saved, test=saved.select([2]))
     parts.save_to_disk(str(tmp_path / "two"))
     assert len(read_rows([str(tmp_path / "two")])[0]) == 3
-    assert len(read_rows([str(tmp_path / "two")], key="data.test")[0]) == 1
-    assert len(read_rows([str(tmp_path / "two" / "test")])[0]) == 1
-    with pytest.raises(UserError, match=r"^data\.validation: .*two cannot be read: it holds the splits train, test"):
-        read_rows([str(tmp_path / "two")], key="data.validation")
+    assert len(read_rows([str(tmp_path / "two")], key="data.validation")[0]) == 1
+    (row,) = read_rows([str(tmp_path / "two" / "test")])[0]
+    assert row.source == f"{tmp_path}/two/test:1"
+    datasets.DatasetDict(a=saved, b=saved).save_to_disk(str(tmp_path / "three"))
+    with pytest.raises(
+        UserError, match=r"^data\.validation: .*three: its splits are a, b: name one, for example .*three:a$"
+    ):
+        read_rows([str(tmp_path / "three")], key="data.validation")
 
     (tmp_path / "one" / "state.json").write_text("{")
     with pytest.raises(UserError, match=r"^data\.train: .*one cannot be read: "):
@@ -114,10 +118,13 @@ def damaged(kind: str, tmp_path: Path) -> Path:
     ("kind", "reason"),
     [
         ("missing.jsonl", "does not exist"),
-        ("a.csv", "has an unknown extension; known are .jsonl, .jsonl.gz, .json, .parquet and saved datasets"),
+        (
+            "a.csv",
+            "has an unknown extension; known are .jsonl, .json (both also as .gz or .zst), .parquet and saved datasets",
+        ),
         ("empty.jsonl", "is empty: it holds no rows"),
         ("empty.json", "is empty: it holds no rows"),
-        ("folder", "holds none of .jsonl, .jsonl.gz, .json, .parquet and is no saved dataset"),
+        ("folder", "holds none of .jsonl, .json (both also as .gz or .zst), .parquet and is no saved dataset"),
         ("gzip", "cannot be read: Compressed file ended before the end-of-stream marker was reached"),
         ("parquet", "cannot be read: Parquet magic bytes not found in footer."),
         ("list", "cannot be read: Expecting value: line 3 column 1 (char 22)"),

@@ -165,6 +165,31 @@ def test_an_evaluation_has_its_figures_with_errors_and_by_strength(tmp_path: Pat
     assert (weak["oracle agrees"], strong["oracle agrees"]) == ("0.6271", "–")
 
 
+def test_an_evaluation_has_intervals_and_its_calibration(tmp_path: Path) -> None:
+    submission(tmp_path, [stage("evaluate", "evaluate", job_id=1)])
+    write(tmp_path / "evaluate" / "preferences.json", PREFERENCES)
+    text = report(tmp_path)
+    found = {row[""]: row["value"] for row in table(text, "Figures")}
+    assert found["rewards/oracle_correlation"] == "0.4321 (0.381 to 0.48)"
+    assert found["rewards/margins"] == "6.821 ± 0.81"
+    assert "rewards/teacher_agreement" not in found
+    assert {row[""]: row["value"] for row in table(text, "Settings")}["confidence"] == "0.95"
+    (row,) = table(text, "By the confidence of the margin: rewards")
+    assert row["confidence"] == "0.5 to 0.75"
+    assert (row["mean"], row["accuracy"], row["pairs"]) == ("0.625", "0.5432", "300")
+
+
+def test_a_comparison_has_each_checkpoints_accuracy_and_p(tmp_path: Path) -> None:
+    submission(tmp_path, [stage("evaluate", "evaluate", job_id=1)])
+    tests = {"rewards/accuracies": {"test": "exact McNemar", "p": 0.01, "p_holm": 0.0234}}
+    several = [{**PREFERENCES, "checkpoint": name} for name in ("runs/a", "runs/b")]
+    compared = [{"checkpoint": "runs/b", "against": "runs/a", "tests": tests}]
+    write(tmp_path / "evaluate" / "preferences.json", {"checkpoints": several, "comparisons": compared})
+    found = {row[""]: row["value"] for row in table(report(tmp_path), "Figures")}
+    assert found["runs/a rewards/accuracies"] == found["runs/b rewards/accuracies"] == "0.7133 ± 0.026"
+    assert found["runs/b rewards/accuracies: p (Holm)"] == "0.0234"
+
+
 def test_a_benchmark_has_a_row_for_each_task(tmp_path: Path) -> None:
     submission(tmp_path, [stage("benchmark", "benchmark", job_id=1)])
     write(tmp_path / "benchmark" / "results.json", BENCHMARK)

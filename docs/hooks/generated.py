@@ -1,0 +1,115 @@
+"""What is made when the site is built: the reference from the dataclasses and --help, modules, the changelog."""
+
+import ast
+import textwrap
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from nemo_tvkd.algorithms import ALGORITHMS
+from nemo_tvkd.compose import TRAINING, choices
+from nemo_tvkd.config import COMMANDS
+from nemo_tvkd.documented import Key, keys
+from nemo_tvkd.usage import HELP, OPTIONS, usage
+from nemo_tvkd.values import admissible
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NAMES = {"data": "data check"}
+"""Commands that are typed otherwise than they are called in the code."""
+NO_PREFIX = "itself"
+
+
+def on_files(files: Files, config: Any, **context: Any) -> Files:
+    """mkdocs' event: add the pages."""
+    made = {"reference/commands.md": commands(), "reference/algorithms.md": algorithms()}
+    made |= {f"reference/{command}.md": command_page(command) for command in COMMANDS}
+    made["changelog.md"] = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    for path, text in made.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **context: Any) -> str:
+    """mkdocs' event: the list of modules where a page asks for it."""
+    return markdown.replace("<!-- modules -->", modules())
+
+
+def modules() -> str:
+    """Every module of the package with the first sentence of its docstring, a table for each folder."""
+    package = REPOSITORY / "nemo_tvkd"
+    parts = []
+    for folder in [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]:
+        rows = []
+        for file in sorted(folder.glob("*.py")):
+            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            first = " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
+            rows.append(f"| `{file.name}` | {first} |\n")
+        name = folder.relative_to(REPOSITORY).as_posix()
+        parts.append(f"### {name}/\n\n| file | what |\n|---|---|\n{''.join(rows)}")
+    return "\n".join(parts)
+
+
+def commands() -> str:
+    """What `--help` says, with a link to each command's keys."""
+    parts = [f"# Command line\n\n```text\n{usage()}\n```\n\nEvery command takes `--help`; those with keys `--cfg job`."]
+    for name, (what, example) in HELP.items():
+        told = f"```text\n{OPTIONS[name]}```\n\n" if name in OPTIONS else ""
+        page = "submit" if name == "doctor" else name
+        link = f"[Its keys]({page}.md)\n" if page in COMMANDS else "It has no keys.\n"
+        parts.append(f"## {NAMES.get(name, name)}\n\n{_opening(what, example)}\n{told}{link}")
+    return "\n\n".join(parts)
+
+
+def algorithms() -> str:
+    """Every method's keys."""
+    head = (
+        "# Algorithms' keys\n\n`algorithm=NAME` chooses the method with its defaults; its keys are then set one by "
+        "one, as in `algorithm=dpo algorithm.beta=0.05`. What they mean in the equations: "
+        "[Algorithms](../algorithms.md).\n"
+    )
+    parts = [head]
+    for name, kind in ALGORITHMS.items():
+        said = " ".join((kind.__doc__ or "").split())
+        entries = [key for key in keys(kind, "algorithm.") if key.name != "algorithm.name"]
+        shown = "".join(entry(key, f"{name}.") for key in entries) or "It has no keys of its own.\n"
+        parts.append(f"## algorithm={name}\n\n{said}\n\n{shown}")
+    return "\n".join(parts)
+
+
+def command_page(command: str) -> str:
+    """Every key of a command, by section."""
+    kind = COMMANDS[command]
+    what, example = HELP[command]
+    title = "submit, doctor" if command == "submit" else NAMES.get(command, command)
+    parts = [f"# {title}\n\n{_opening(what, example)}"]
+    if command in TRAINING:
+        parts.append("## algorithm\n\n[The keys of each method](algorithms.md) are on a page of their own.\n")
+    if command == "submit":
+        known = {group: ", ".join(f"`{name}`" for name in choices(group)) for group in ("recipe", "cluster")}
+        parts += [f"`{group}=` one of {names}.\n" for group, names in known.items()]
+    found = [key for key in keys(kind) if key.name != "algorithm"]
+    for section, members in groupby(found, lambda key: key.name.partition(".")[0] if "." in key.name else NO_PREFIX):
+        heading = "The command's own" if section == NO_PREFIX else section
+        parts.append(f"## {heading} {{ #{section} }}\n\n" + "".join(map(entry, members)))
+    return "\n".join(parts)
+
+
+def entry(key: Key, anchor: str = "") -> str:
+    """One key as an item of a definition list."""
+    facts = [key.kind, f"default `{key.default}`" if key.default else "empty by default", *_limits(key.name)]
+    return f"`{key.name}`{{ #{anchor}{key.name} }}\n:   {key.meaning}\n\n    *{'; '.join(facts)}*\n\n"
+
+
+def _opening(what: str, example: str) -> str:
+    """What a command does, and an example in lines that fit."""
+    lines = textwrap.wrap(example, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+    joined = " \\\n".join(lines)
+    return f"{what[0].upper()}{what[1:]}.\n\n```bash\n{joined}\n```\n"
+
+
+def _limits(name: str) -> Iterator[str]:
+    if said := admissible(name):
+        yield said

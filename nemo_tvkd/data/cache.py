@@ -1,0 +1,131 @@
+"""Rows that are tokenised once: a cache of memory-mapped ids, keyed by everything that decides about them.
+
+    $NEMO_TVKD_CACHE/tokens/KEY/, or runs/tokens/KEY/: manifest.json and the files of `token_files`
+
+The key is made of the files' names, sizes and times, of tokenizer, template and lengths, and of the program that
+reads them; so a cache is never stale, and an old one can be deleted at any time.
+"""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from nemo_tvkd.data import hub
+from nemo_tvkd.data.chat_template import TEMPLATE_DATE
+from nemo_tvkd.data.once import cache_folder, made_once
+from nemo_tvkd.data.sources import READERS
+from nemo_tvkd.data.token_files import TokenFiles, TokenWriter
+from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
+from nemo_tvkd.errors import UserError
+
+FORMAT = 1
+PROGRESS_SECONDS = 10
+Rows = Callable[[TokenizeReport], Iterator[Tokenized]]
+"""Makes the rows one by one; the report is complete when it has ended."""
+
+
+def cached_tokens(
+    ingredients: dict[str, Any], paths: list[str], key: str, pairs: bool, rows: Rows
+) -> tuple[TokenFiles, dict[str, Any]]:
+    """The rows of `paths` from their cache, made now if need be, and its manifest, with what was said of them.
+
+    Args:
+        ingredients: what decides about the ids besides the data and this program (JSON, as `ids_of` makes it).
+
+    Raises:
+        UserError: what `rows` raises, data that change while they are read, a folder that cannot be written.
+    """
+    data = data_state(paths, key, pairs)
+    full = {"format": FORMAT, "data": data, "pairs": pairs, "program": program(), **ingredients}
+    digest = hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()
+    folder = cache_folder("tokens") / digest[:24]
+
+    def make(partial: Path) -> dict[str, Any]:
+        report = TokenizeReport()
+        with TokenWriter(partial) as writer:
+            for row in _shown(rows(report), f"{key}: tokenised once, into {folder}"):
+                writer.add(row)
+        if data_state(paths, key, pairs) != data:
+            raise UserError(f"{key}: {', '.join(paths)} changed while it was read: run the same command again")
+        return {"rows": writer.rows, **report.figures(), "made_of": full}
+
+    manifest = made_once(folder, make, "data.streaming", f"{key} is tokenised into {folder}")
+    return TokenFiles(folder), manifest
+
+
+def _shown(rows: Iterator[Tokenized], title: str) -> Iterator[Tokenized]:
+    """The rows; says now and then how many there have been."""
+    start = shown = time.monotonic()
+    count = 0
+    for count, row in enumerate(rows, 1):
+        yield row
+        if count % 256 == 0 and (now := time.monotonic()) - shown > PROGRESS_SECONDS:
+            shown = now
+            print(f"{title}: {count} rows, {count / (now - start):.0f} rows/s", file=sys.stderr, flush=True)
+    print(f"{title}: {count} rows in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+
+
+def data_state(paths: list[str], key: str, pairs: bool) -> list[Any]:
+    """What files are read, each with its size (bytes) and time (ns); of a dataset of the hub, its fingerprint.
+
+    The paths are there as they are typed, too: sources are told by them; and the key, which chooses the split.
+    """
+    return [key, *([path, _state(str(Path(path).expanduser()), key, pairs)] for path in paths)]
+
+
+def _state(path: str, key: str, pairs: bool) -> Any:
+    named = hub.parse(path)
+    place = Path(named.name)
+    if place.exists():
+        files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+        return [[str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns] for file in files]
+    if hub.is_hub_id(named, READERS):
+        loaded, split = hub.load(named, key, pairs)
+        return [split, loaded._fingerprint]
+    return None  # reading it will tell what is wrong
+
+
+@cache
+def program() -> dict[str, str]:
+    """What turns text into ids: this package's reading of data, and the libraries that it leaves that to."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return {"sources": digest.hexdigest(), **{name: version(name) for name in ("transformers", "tokenizers", "jinja2")}}
+
+
+def ids_of(template: Any, **settings: Any) -> dict[str, Any]:
+    """The ingredients of ids: a `Template` with its tokenizer, and the settings it is used with."""
+    tokenizer = template.tokenizer
+    return {
+        "tokenizer": tokenizer_state(tokenizer),
+        "template": {
+            "name": template.name,
+            "fingerprint": template.fingerprint,
+            "end_ids": sorted(template._end_ids),
+            "tokens": [template._bos, template._eos, template._lead],
+            "setting": template._setting,
+            "date": str(TEMPLATE_DATE),
+        },
+        "settings": {name: dict(value) if isinstance(value, Mapping) else value for name, value in settings.items()},
+    }
+
+
+def tokenizer_state(tokenizer: Any) -> str:
+    """sha256 over all that decides how text is split: more than the fingerprint, which is of the vocabulary alone."""
+    special = sorted((name, str(token)) for name, token in tokenizer.special_tokens_map.items())
+    parts: list[Any] = [type(tokenizer).__name__, special, bool(getattr(tokenizer, "split_special_tokens", False))]
+    if backend := getattr(tokenizer, "backend_tokenizer", None):
+        parts.append(backend.to_str())
+    else:
+        options = {n: v for n, v in tokenizer.init_kwargs.items() if n not in ("name_or_path", "vocab_file")}
+        parts += [sorted(tokenizer.get_vocab().items()), repr(sorted(options.items()))]
+        if file := getattr(tokenizer, "vocab_file", None):
+            parts.append(hashlib.sha256(Path(file).read_bytes()).hexdigest())
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,144 @@
+"""What models say of each pair: one model after the other runs over the pairs in this job's ranks."""
+
+import gc
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_tvkd.data.batch import Batch, Item, collate
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses import TEACHER_VALUE
+from nemo_tvkd.losses.tvkd import ends_suffice, potential_shaping
+from nemo_tvkd.models.hf import Checkpoint
+from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
+
+LOGPS, REWARDS, SHAPING = "logps", "rewards", "shaping"
+BATCHES_PER_PASS = 16
+"""Micro-batches per trip through the pipeline schedule: enough to fill it; more data than memory passes through."""
+Read = Callable[[Batch, Any], Any]
+"""(micro-batch, readout) -> [N] float64, on the last pipeline stage."""
+
+
+def pair_numbers(
+    config: Any, checkpoint: Checkpoint, key: str, items: Sequence[Item], read: dict[str, Read]
+) -> dict[str, np.ndarray]:
+    """What a model says of each pair, in the data's order, on every rank (collective); [P, 2] float64 by name.
+
+    The model's memory is free again afterwards.
+
+    Args:
+        checkpoint: of kind "nemo".
+        key: configuration key to name in errors.
+        items: the pairs as this model reads them.
+        read: what to ask of it, by name.
+
+    Raises:
+        UserError: a number that is not finite; names the pair.
+    """
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    from nemo_tvkd.models.frozen import load_frozen, pipeline_forward
+
+    def statistics(batch: Batch, readout: Any) -> Any:
+        return torch.stack([ask(batch, readout) for ask in read.values()])
+
+    memory = config.parallel.lm_head_memory_mib * 2**20
+    module = load_frozen(checkpoint, key, config.precision, memory, lm_head=set(read) != {REWARDS})
+    replica = parallel_state.get_data_parallel_rank()
+    replicas = parallel_state.get_data_parallel_world_size()
+    size = config.micro_batch_size
+    mine = range(replica, len(items), replicas)
+    starts = range(0, len(mine), size)
+    answers: list[Any] = []
+    for first in range(0, len(starts), BATCHES_PER_PASS):
+        some = starts[first : first + BATCHES_PER_PASS]
+        batches = [collate([items[i] for i in mine[start : start + size]]) for start in some]
+        for result in pipeline_forward(module, batches, statistics):
+            answers.append(result.unflatten(1, (2, -1)).permute(2, 0, 1).cpu().numpy())
+    del module
+    release_memory()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (replica, np.concatenate(answers) if answers else None))
+    ordered = np.full((len(items), len(read), 2), math.nan)
+    for index, part in everyone:
+        if part is not None:
+            ordered[index::replicas] = part
+    found = {name: ordered[:, i] for i, name in enumerate(read)}
+    for name, numbers in found.items():
+        _check_finite(numbers, name, items, f"{key}: {checkpoint.path}")
+    return found
+
+
+def release_memory() -> None:
+    """Give a model that nothing refers to any more back to the device: the next one needs the room."""
+    import torch
+
+    gc.collect()  # Megatron's modules refer to each other in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _check_finite(numbers: np.ndarray, name: str, items: Sequence[Item], who: str) -> None:
+    bad = np.argwhere(~np.isfinite(numbers))
+    if len(bad):
+        pair, side = bad[0]
+        what = {LOGPS: "log-probability", REWARDS: "reward", SHAPING: "shaping"}[name]
+        count = len(np.unique(bad[:, 0]))
+        raise UserError(
+            f"{who} says {numbers[pair, side]} for the {what} of the {('chosen', 'rejected')[side]} response of "
+            f"{items[pair].tokens.source} ({count} of {len(items)} pairs have such numbers): its weights are broken"
+        )
+
+
+def read_logps(batch: Batch, readout: Any) -> Any:
+    """log pi(y|x) summed over each response's tokens (nats)."""
+    return readout.response_logps(batch)
+
+
+def read_rewards(batch: Batch, readout: Any) -> Any:
+    """The reward head's (reward units)."""
+    return readout.response_rewards(batch)
+
+
+def read_shaping(value: Statistic, shaping: Any) -> Read:
+    """Psi of each response (nats, without alpha) from a teacher's values, at the student's states where they differ.
+
+    Args:
+        value: of the teacher's states or actions.
+        shaping: the section of the configuration.
+    """
+    ends = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
+
+    def read(batch: Batch, readout: Any) -> Any:
+        import torch
+
+        from nemo_tvkd.models.online import value_statistics
+
+        values = value_statistics(value, ends)(batch, readout)
+        readings, half = batch.get("readings", {}).get(TEACHER_VALUE, []), batch["count"]
+        for i, reading in enumerate(readings):
+            values[i], values[half + i] = reading.at_students_states((values[i], values[half + i]))
+        return torch.stack([response_shaping(states, shaping) for states in values])
+
+    return read
+
+
+def response_shaping(values: Any, shaping: Any) -> Any:
+    """Psi of one response, float64, from a tensor of its values."""
+    if shaping.value in ACTION_KINDS:
+        return values.double().sum()
+    return potential_shaping(values, form=shaping.form, terminal=shaping.terminal, gamma=shaping.gamma)
+
+
+def stored_shaping(items: Sequence[Item], shaping: Any) -> np.ndarray:
+    """[P, 2] Psi of each pair from the values of a score store."""
+    import torch
+
+    both = [item.teacher_values for item in items]
+    return np.array(
+        [[float(response_shaping(torch.as_tensor(v), shaping)) for v in values] for values in both if values]
+    )

@@ -1,0 +1,183 @@
+"""A cache of data.streaming is seen whole or not at all: damage, full disks, killed processes, several at once."""
+
+import gzip
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import streaming
+from bad_input import write_rows
+from streaming import EMPTY, REAL, caches, encoder, read, rests
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from nemo_tvkd import encoder as encoder_module
+from nemo_tvkd.data import once
+from nemo_tvkd.errors import UserError
+
+PAIRS: list[dict[str, Any]] = [
+    {"prompt": f"Question {n}?", "chosen": f"Answer {n}, of some length.", "rejected": "No"} for n in range(6)
+]
+
+pytestmark = pytest.mark.usefixtures("without_nemo")
+
+
+@pytest.fixture(autouse=True)
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where caches are."""
+    monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "pairs.jsonl", PAIRS)
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "manifest cut", "manifest gone", "emptied"])
+def test_a_damaged_cache_is_made_again(mistral: Any, pairs: Path, tokens: Path, damage: str) -> None:
+    before = [streaming.plain(row) for row in read(encoder(mistral), pairs)[0]]
+    (folder,) = (tokens / name for name in caches(tokens))
+    ids, manifest = folder / "ids.bin", folder / "manifest.json"
+    if damage == "cut":
+        os.truncate(ids, ids.stat().st_size - 4)
+    elif damage == "manifest cut":
+        os.truncate(manifest, 100)
+    elif damage == "emptied":
+        os.truncate(ids, 0)
+    else:
+        (ids if damage == "gone" else manifest).unlink()
+    assert [streaming.plain(row) for row in read(encoder(mistral), pairs)[0]] == before
+    assert caches(tokens) == [folder.name]
+    assert rests(tokens) == []
+
+
+def test_a_place_that_cannot_be_written(mistral: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEMO_TVKD_CACHE", str(pairs))
+    with pytest.raises(UserError, match=r"^data\.streaming: cannot write \S+: \S.*; make room, or set NEMO_TVKD_CACHE"):
+        read(encoder(mistral), pairs)
+
+
+def test_without_locks_the_first_to_end_has_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: Any) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(once.fcntl, "flock", no_locks)
+    place = tmp_path / "folder"
+    made: list[str] = []
+
+    def make(who: str, partial: Path) -> dict[str, Any]:
+        partial.mkdir()
+        if who == "slow":  # another process is done meanwhile
+            monkeypatch.setattr(once.os, "getpid", lambda: 1)
+            once.made_once(place, lambda folder: make("quick", folder), "key", "")
+            monkeypatch.undo()
+        (partial / "who").write_text(who)
+        made.append(who)
+        return {"who": who}
+
+    assert once.made_once(place, lambda folder: make("slow", folder), "key", "")["who"] == "quick"
+    assert made == ["quick", "slow"]
+    assert (place / "who").read_text() == "quick"
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".folder.lock", "folder"]
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+def long_file(path: Path, times: int, *more: str) -> Path:
+    """The real pairs without the bad ones, several times, and `more` lines."""
+    lines = gzip.decompress(REAL.read_bytes()).decode().splitlines()
+    good = [line for number, line in enumerate(lines, 1) if number not in EMPTY]
+    path.write_text("\n".join([*good * times, *more]) + "\n")
+    return path
+
+
+def start(mistral_file: str, file: Path, mode: str = "true") -> subprocess.Popen[str]:
+    command = [sys.executable, streaming.__file__, mistral_file, str(file), mode]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(tokens: Path, process: subprocess.Popen[str]) -> None:
+    """Until the process has written some."""
+    end = time.monotonic() + 60
+    while not any(file.stat().st_size > 100_000 for file in tokens.glob(".*.partial/ids.bin")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_killed_process_leaves_nothing_that_is_taken_for_whole(
+    mistral: Any, mistral_file: str, tmp_path: Path, tokens: Path
+) -> None:
+    file = long_file(tmp_path / "long.jsonl", 2)
+    process = start(mistral_file, file)
+    wait_for_rows(tokens, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert caches(tokens) == []
+    assert len(rests(tokens)) == 1
+    rows, _ = read(encoder(mistral), file)
+    assert len(rows) == 2 * 1196
+    assert len(caches(tokens)) == 1
+    assert rests(tokens) == []
+
+
+def test_who_comes_second_waits(
+    mistral: Any,
+    mistral_file: str,
+    tmp_path: Path,
+    tokens: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And reads none of the data: neither where the first one succeeds, nor where it fails."""
+
+    def nobody(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the data is read again")
+
+    monkeypatch.setattr(encoder_module, "iter_rows", nobody)
+    good = long_file(tmp_path / "good.jsonl", 2)
+    first = start(mistral_file, good)
+    wait_for_rows(tokens, first)
+    rows, _ = read(encoder(mistral), good)
+    count = sum(len(ids) for row in rows for ids in (row.prompt_ids, row.chosen_ids, row.rejected_ids))
+    out, err = first.communicate()
+    assert out.split()[:2] == [str(len(rows)), str(count)]
+    assert "tokenised once" in err
+    assert capfd.readouterr().err.startswith("waiting for another process: data.train is tokenised into ")
+    bad = long_file(tmp_path / "bad.jsonl", 1, '{"prompt": 3}')
+    failing = start(mistral_file, bad)
+    wait_for_rows(tokens, failing)
+    with pytest.raises(UserError) as caught:
+        read(encoder(mistral), bad)
+    assert str(caught.value).startswith(f"{bad}:1197: ")
+    assert failing.communicate()[1].splitlines()[-1] == str(caught.value)
+    with pytest.raises(AssertionError, match="read again"):  # who comes later tries for itself
+        read(encoder(mistral), bad)
+
+
+def test_memory(tmp_path: Path) -> None:
+    """MiB that 1.8 million tokens take at most (the ids 7, their text 3.5): all of it, or that of a row or two."""
+    words = Tokenizer(
+        models.WordLevel({word: n for n, word in enumerate(["<s>", "</s>", "<unk>", *"abcdef"])}, "<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / "tokenizer")
+    rows = [{"prompt": "a", "chosen": "a b c d e f " * 500 + "a " * n, "rejected": "f " * 3000} for n in range(300)]
+    file = write_rows(tmp_path / "long.jsonl", rows)
+    taken = {}
+    processes = {mode: start(str(tmp_path / "tokenizer"), file, mode) for mode in ("true", "false")}
+    for mode, process in processes.items():
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        count, tokens, taken[mode] = map(int, out.split())
+        assert (count, tokens > 1_800_000) == (300, True)
+    assert taken["true"] < 6
+    assert taken["false"] > 9
