@@ -77,7 +77,7 @@ class DataConfig:
     configuration, as in ORG/NAME:SPLIT or ORG/NAME@CONFIG:SPLIT; else the split is train, for data.validation
     validation or test (of UltraFeedback's kind train_prefs and test_prefs, for sft train_sft and test_sft). Of a list
     all may have weights, as in [a:0.7,b:0.3]: in training, an epoch then has as many rows as all of them together,
-    drawn from each in these shares."""
+    drawn from each in these shares; none of a source's rows comes again before all of them have come."""
     validation: Any = ""
     """As data.train; what is measured and not trained on."""
     max_length: int = 1024
@@ -97,8 +97,9 @@ class DataConfig:
     on_bad_row: str = "error"
     """error | skip (counted and reported)."""
     streaming: bool = False
-    """For data larger than memory: rows are tokenised once, into memory-mapped files beside the imported checkpoints
-    ($NEMO_TVKD_CACHE, or runs/), and read from there; a second start finds them."""
+    """For data larger than memory: rows are tokenised once, into memory-mapped files ($NEMO_TVKD_CACHE/tokens, or
+    runs/tokens), and read from there; a second start finds them, whatever runs. Score stores are unpacked once, beside
+    them in scores. Both folders may be deleted when nothing runs. false: rows are held in memory."""
 
 
 @dataclass

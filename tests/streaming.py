@@ -19,6 +19,7 @@ from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
 
 STREAMING = "data.streaming=true"
+LONG = {"max_length": 100_000}
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 EMPTY = (87, 517, 926, 1104)
 
@@ -87,13 +88,13 @@ def watch(most: list[int]) -> None:
     """Keep the greatest `anonymous_memory` there has been in `most[0]`."""
     while True:
         most[0] = max(most[0], anonymous_memory())
-        time.sleep(0.01)
+        time.sleep(0.03)
 
 
 if __name__ == "__main__":  # TOKENIZER FILE STREAMING: read a file of pairs, and go through them
     from nemo_tvkd.data.tokenizer import load_tokenizer
 
-    loaded = encoder(load_tokenizer(sys.argv[1]), streaming=sys.argv[3] == "true", max_length=100_000)
+    loaded = encoder(load_tokenizer(sys.argv[1]), streaming=sys.argv[3] == "true", **LONG)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or rows would fit into what loading has left
     before, most = anonymous_memory(), [0]

@@ -3,7 +3,7 @@
     $NEMO_TVKD_CACHE/tokens/KEY/, or runs/tokens/KEY/: manifest.json and the files of `token_files`
 
 The key is made of the files' names, sizes and times, of tokenizer, template and lengths, and of the program that
-reads them; so a cache is never stale, and an old one can be deleted at any time.
+reads them; so a cache is never stale, and an old one can be deleted when nothing runs.
 """
 
 import hashlib

@@ -61,8 +61,9 @@ def made_once(folder: Path, make: Callable[[Path], dict[str, Any]], key: str, wh
                 found = _make(folder, make)
             return found
     except OSError as error:
+        reason = error.strerror or str(error)
         raise UserError(
-            f"{key}: cannot write {folder}: {error.strerror}; make room, or set NEMO_TVKD_CACHE to another folder"
+            f"{key}: cannot write {folder}: {reason}; make room, or set NEMO_TVKD_CACHE to another folder"
         ) from error
 
 
@@ -116,10 +117,11 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
     """Be alone in making a folder; raise what a maker that was waited for has failed of."""
     earlier = _when(_failure(folder))
     with open(folder.with_name(f".{folder.name}.lock"), "w") as lock:
-        waited = False
+        waited = alone = False
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = True
                 break
             except BlockingIOError:
                 if not waited:
@@ -132,7 +134,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
                 raise
         if waited and _when(_failure(folder)) != earlier and read_manifest(folder) is None:
             raise UserError(_failure(folder).read_text())
-        if not waited:
+        if alone:
             _remove_rests(folder)
         yield
 

@@ -77,7 +77,7 @@ def release_memory() -> None:
     """Give a model that nothing refers to any more back to the device: the next one needs the room."""
     import torch
 
-    gc.collect()  # Megatron's modules refer to each other in circles
+    gc.collect()  # circles of references would keep it until some later collection
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

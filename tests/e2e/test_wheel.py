@@ -115,7 +115,7 @@ def test_console_script(installed: Path, tmp_path: Path) -> None:
 def test_requirements_and_extras(installed: Path) -> None:
     (folder,) = installed.glob("nemo_tvkd-*.dist-info")
     distribution: Distribution = PathDistribution(folder)
-    assert set(distribution.metadata.get_all("Provides-Extra") or []) == {"gpu", "test", "plot", "docs", "eval"}
+    assert set(distribution.metadata.get_all("Provides-Extra") or []) == {"gpu", "test", "wandb", "docs", "eval"}
     required = [line for line in distribution.requires or [] if "extra ==" not in line]
     assert any(line.startswith("nemo_toolkit") or line.startswith("nemo-toolkit") for line in required)
     # what is optional is never required

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_columns_are_the_oracle_where_all_have_them(world: World, tmp_path: Path
     job = prepared(world, f"data.validation={write_rows(tmp_path / 'some.jsonl', rows)}")
     assert job.oracle is None
     assert any("1 of 4 pairs have no reward columns" in note for note in job.notes)
+
+
+def test_streamed_pairs_are_the_same(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are handed the job: it can be pickled, with all its readings."""
+    monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path))
+    options = [f"checkpoint=[{world.student},{world.other_tokenizer()}]", f"data.validation={world.judged}"]
+    whole, streamed = (prepared(world, *options, f"data.streaming={on}") for on in ("false", "true"))
+    streamed = pickle.loads(pickle.dumps(streamed))
+    np.testing.assert_array_equal(streamed.oracle, whole.oracle)
+    for key in whole.names:
+        for one, other in zip(streamed.items_of(key), whole.items_of(key), strict=True):
+            assert one.tokens.source == other.tokens.source
+            assert one.tokens.chosen_ids.tolist() == other.tokens.chosen_ids.tolist()
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])

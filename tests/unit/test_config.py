@@ -1,8 +1,6 @@
-"""Configuration: defaults live in the dataclasses alone, are documented, and a saved one is read back as it was."""
+"""Configuration: defaults live in the dataclasses alone, and a saved one is read back as it was."""
 
-import ast
 import dataclasses
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +20,6 @@ from nemo_tvkd.losses import METHODS
 MODULES = (commands, sections, algorithms, benchmark, cluster)
 BY_DEFAULT = [command for command in COMMANDS if command != "submit"]
 """Commands that have a configuration before anything is chosen; a chain of jobs has a recipe and a cluster."""
-SELF_EVIDENT = {
-    *("TvkdConfig.name", "DpoConfig.name", "SftConfig.name", "RewardConfig.name", "DrdoConfig.name", "EdpoConfig.name"),
-    *("DrdoConfig.alpha", "EdpoConfig.beta"),
-    *("TvkdConfig.beta", "TvkdConfig.alpha", "ShapingConfig.gamma"),  # the symbols of the equations
-    *("DpoConfig.beta", "DpoConfig.label_smoothing"),
-    *("ParallelConfig.tensor_model_parallel_size", "ParallelConfig.pipeline_model_parallel_size"),
-    *("ParallelConfig.context_parallel_size", "ParallelConfig.sequence_parallel"),
-    *("DataConfig.validation", "DataConfig.shuffle"),
-    *("TrainerConfig.max_epochs", "TrainerConfig.seed", "TrainerConfig.output_dir"),
-    *("TrainerConfig.keep_checkpoints", "TrainerConfig.log_interval"),
-    *("OptimConfig.lr", "OptimConfig.min_lr", "OptimConfig.warmup_ratio", "OptimConfig.weight_decay"),
-    *("OptimConfig.betas", "OptimConfig.eps"),
-    "LoggerConfig.tensorboard",
-    *("ScoringConfig.tokenizer", "ScoringConfig.output", "ScoringConfig.precision"),
-    *("EvaluateConfig.tokenizer", "EvaluateConfig.beta", "EvaluateConfig.micro_batch_size", "EvaluateConfig.precision"),
-    *("ImportConfig.source", "ImportConfig.output", "ExportConfig.checkpoint", "ExportConfig.output"),
-    *("DatasetConfig.train", "DatasetConfig.validation"),
-    *("LayoutConfig.tensor_model_parallel_size", "LayoutConfig.pipeline_model_parallel_size", "LayoutConfig.nodes"),
-    *("LayoutConfig.sequence_parallel", "LayoutConfig.micro_batch_size", "LayoutConfig.recompute"),
-    *("SizeConfig.hidden_size", "SizeConfig.num_layers", "SizeConfig.num_heads", "SizeConfig.vocab_size"),
-}
-"""Keys whose name and default say it all, or that are documented where another command has them."""
 
 
 def as_dict(config: Any) -> Any:
@@ -78,22 +54,6 @@ def test_yaml_holds_no_defaults() -> None:
     conf = package_folder("conf")
     for file in (*conf.glob("*.yaml"), *(conf / "algorithm").glob("*.yaml")):
         assert set(OmegaConf.to_container(OmegaConf.load(file))) == {"defaults"}, file
-
-
-def test_every_key_is_documented_or_self_evident() -> None:
-    undocumented = set()
-    for node in (node for module in MODULES for node in ast.parse(inspect.getsource(module)).body):
-        if not isinstance(node, ast.ClassDef):
-            continue
-        for field, following in zip(node.body, [*node.body[1:], None], strict=True):
-            if not isinstance(field, ast.AnnAssign):
-                continue
-            assert isinstance(field.target, ast.Name)
-            documented = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            section = isinstance(field.annotation, ast.Name) and field.annotation.id.endswith("Config")
-            if not documented and not section and field.target.id != "algorithm":
-                undocumented.add(f"{node.name}.{field.target.id}")
-    assert undocumented == SELF_EVIDENT
 
 
 def test_every_dataclass_is_used() -> None:

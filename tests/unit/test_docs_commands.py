@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docs_pages import DOCS, PAGES, blocks, nemo_tvkd_words
+from docs_pages import DOCS, PAGES, blocks, missing_output, nemo_tvkd_words
 
 from nemo_tvkd.__main__ import _checked_path, _take_option
 from nemo_tvkd.cluster.recipe import load_recipe
@@ -108,3 +108,20 @@ def test_the_command_is_right(place: str, words: list[str], tmp_path: Path) -> N
 def test_a_wrong_command_would_be_found(words: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError):
         check(words, tmp_path)
+
+
+PRINTED = "data: 800 rows\nstep 10/40  loss 3.18\nstep 40/40  loss 1.23e-02\n  a       17.5 %  -3\ndone\n"
+
+
+@pytest.mark.parametrize(
+    ("expected", "missing"),
+    [
+        ("data: 5 rows\n...\nstep 1/2  loss 0.5\ndone\n", ""),
+        (" a 1 %   3\n", ""),  # neither digits, signs nor the width of columns
+        ("step 1/2  loss 0.5\ndata: 5 rows\n", "data: 5 rows"),  # the order
+        ("step 1/2  loss 0.5  lr 1\n", "step 1/2  loss 0.5  lr 1"),  # the words
+        ("step 1/2  loss 0.5\nstep 1/2  loss 0.5\nstep 1/2  loss 0.5\n", "step 1/2  loss 0.5"),  # how many
+    ],
+)
+def test_output_is_compared_by_its_shape(expected: str, missing: str) -> None:
+    assert missing_output(expected, PRINTED) == missing

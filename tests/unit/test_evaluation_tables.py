@@ -59,6 +59,7 @@ def test_80_columns_hold_it_and_no_number_is_broken(capsys: pytest.CaptureFixtur
         row = next(line for line in lines if line.strip().startswith(name))
         assert re.fullmatch(rf"\s*{name}(\s+({NUMBER}|–|to))+\s*", row), row
     assert ("less" in text) == (count > 1)
+    assert all("[red]a-long-name-of-a-run-0[" in line for line in lines if " less " in line)
     assert ("by the strength of the preference" in text) == (count == 1)
     spans = [line.strip() for line in lines if " to " in line and "/" not in line and "interval" not in line]
     assert spans

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pair_records import ASK, HH, RIGHT, SYSTEM, WRONG, from_value
 
@@ -101,16 +101,20 @@ def nearly_right(draw: st.DrawFn) -> Any:
         place = record
         for key in path:
             place = place[key]
-        if draw(st.booleans()) and isinstance(place, dict):
+        how = draw(st.sampled_from(["remove", "lengthen", "lengthen", "replace", "replace"]))
+        if how == "lengthen" and isinstance(place[last] if path or last in place else None, str):
+            place[last] += draw(TEXTS)
+        elif how == "remove" and isinstance(place, dict):
             place.pop(last, None)
         else:
-            place[last] = copy.deepcopy(draw(VALUES))
+            place[last] = copy.deepcopy(draw(st.one_of(TEXTS, NUMBERS, VALUES)))
     return record
 
 
 RECORDS = st.one_of(
     nearly_right(),
-    st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=6),
+    nearly_right(),
+    nearly_right(),
     st.dictionaries(st.one_of(st.sampled_from(NAMES), TEXTS), VALUES, max_size=6),
     VALUES,
 )
@@ -129,7 +133,9 @@ def check_named(error: UserError, source: str) -> None:
     text.encode()
 
 
-@many(250)
+@many(800)
+@example(record={**VALID[0], "chosen_reward": 10**400}, other=None, pairs=True, require=True)
+@example(record=HELPSTEER2, other={**HELPSTEER2, "helpfulness": 10**400}, pairs=True, require=False)
 @given(record=RECORDS, other=RECORDS, pairs=st.booleans(), require=st.booleans())
 def test_any_value_in_any_field(
     templates_of_two: list[Template], record: Any, other: Any, pairs: bool, require: bool

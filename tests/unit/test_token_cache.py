@@ -35,6 +35,7 @@ pytestmark = pytest.mark.usefixtures("without_nemo")
 def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where caches are."""
     monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
+    cache.program.cache_clear()  # what is edited while tests run
     return tmp_path / "cache" / "tokens"
 
 
