@@ -259,15 +259,23 @@ class _Chain:
         settings = OmegaConf.to_container(stage.settings)  # type: ignore[arg-type]
         assert isinstance(settings, dict)
         for key, value in settings.items():
-            if isinstance(value, str) and value.startswith("@"):
-                if value[1:] not in stage.after:
-                    after = ", ".join(stage.after) or "nothing"
-                    raise UserError(f"recipe.stages.{name}.settings: {key}={value}, but the stage comes after {after}")
-                other = self.found[value[1:]]
-                value = str(other.outputs[task] if other.sweep else other.output)
+            if isinstance(value, list):
+                value = [self._output(name, stage, f"{key}={each}", each, task) for each in value]
+            else:
+                value = self._output(name, stage, f"{key}={value}", value, task)
             if value != "":
                 words[key] = written(absolute(value) if key.rpartition(".")[2] in PATH_KEYS else value)
         return words
+
+    def _output(self, name: str, stage: StageConfig, said: str, value: Any, task: int) -> Any:
+        """What stage NAME writes for @NAME; any other value as it is."""
+        if not isinstance(value, str) or not value.startswith("@"):
+            return value
+        if value[1:] not in stage.after:
+            after = ", ".join(stage.after) or "nothing"
+            raise UserError(f"recipe.stages.{name}.settings: {said}, but the stage comes after {after}")
+        other = self.found[value[1:]]
+        return str(other.outputs[task] if other.sweep else other.output)
 
     def _model(self, name: str, key: str, model: str) -> ModelConfig:
         if model not in self.recipe.models:

@@ -74,9 +74,10 @@ def estimate(stage: StageChecks) -> MemoryEstimate:
 
 
 def models_read(stage: StageChecks) -> list[Model]:
-    """Of a command that only reads: its own, and what evaluate compares it with."""
-    others = [key for key in stage.running if key != OWN_MODEL[stage.stage.command]]
-    return [model_in(stage), *(Model(stage.found(key).config) for key in others)]
+    """Of a command that only reads; evaluate has one model at a time, so the largest of its own."""
+    others = [key for key in stage.running if key != stage.own_key]
+    models = [model_in(stage), *(Model(stage.found(key).config) for key in others)]
+    return [max(models, key=lambda model: model_parameters(model.config))]
 
 
 def memory_check(stage: StageChecks) -> Check:

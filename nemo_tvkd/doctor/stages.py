@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 
 from nemo_tvkd.cluster.config import ModelConfig
 from nemo_tvkd.cluster.recipe import Stage, Submission
@@ -130,7 +130,18 @@ class StageChecks:
     def keys(self) -> list[str]:
         """Keys that name a model which this stage reads."""
         known = [key for key in dict.fromkeys([*self.stage.models, *MODEL_KEYS]) if self._is_read(key)]
-        return [key for key in known if key in self.stage.models or self._path(key)]
+        each = [name for key in known for name in self._each(key)]
+        return [key for key in each if key in self.stage.models or self._path(key)]
+
+    def _each(self, key: str) -> list[str]:
+        """The key, or that of every entry where it holds a list (checkpoints that `evaluate` compares)."""
+        value = OmegaConf.select(self.config, key)
+        return [f"{key}[{i}]" for i in range(len(value))] if isinstance(value, ListConfig) else [key]
+
+    @property
+    def own_key(self) -> str:
+        """What names the model whose tokenizer reads the stage's data."""
+        return self._each(OWN_MODEL[self.stage.command])[0]
 
     def _is_read(self, key: str) -> bool:
         """A training method leaves alone what it does not need, whatever is set."""
@@ -154,7 +165,7 @@ class StageChecks:
 
     def _origin(self, key: str) -> ModelConfig:
         """The recipe's model that a key names, or was before earlier stages trained it; else the path alone."""
-        return self.stage.models.get(key) or ModelConfig(path=self._value(key))
+        return self.stage.models.get(key.partition("[")[0]) or ModelConfig(path=self._value(key))
 
     def _pending(self, key: str) -> bool:
         """Whether a stage that has yet to run, or to go on, writes what the key names."""
@@ -178,7 +189,7 @@ class StageChecks:
 
     @property
     def own(self) -> Found:
-        return self.found(OWN_MODEL[self.stage.command])
+        return self.found(self.own_key)
 
     @property
     def layout(self) -> Layout:
@@ -231,7 +242,7 @@ class StageChecks:
         """The stage's tokenizer and template; those of the first model where an earlier stage passes them on."""
         from nemo_tvkd.encoder import Encoder
 
-        key = OWN_MODEL[self.stage.command]
+        key = self.own_key
         start = self.own.start
         if start is None:
             return None

@@ -1,6 +1,6 @@
 """Settings of a computing stage that are wrong only together, as its command would find them at its start."""
 
-from nemo_tvkd.doctor.stages import OWN_MODEL, StageChecks
+from nemo_tvkd.doctor.stages import StageChecks
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, REFERENCE_LOGPS
 from nemo_tvkd.models.hf import check_heads
@@ -46,10 +46,11 @@ def check_heads_of(stage: StageChecks) -> None:
 def _heads(stage: StageChecks, key: str) -> dict[str, bool]:
     config, command = stage.config, stage.stage.command
     if command == "evaluate":
-        return {"lm": bool(config.reference)}
+        judges = key in ("oracle.path", "teacher.path")
+        return {"lm": key == "teacher.path" if judges else bool(config.reference), "reward": key == "oracle.path"}
     if command == "score":
         return {"lm": bool({"value", "logprob"} & set(config.score.what)), "reward": "reward" in config.score.what}
-    if key == OWN_MODEL[command]:
+    if key == stage.own_key:
         return {"lm": bool(METHODS[config.algorithm.name].logps(config.algorithm))}
     judges = key.startswith(f"{ORACLE_REWARDS}.")
     return {"lm": not judges, "reward": judges}
