@@ -170,7 +170,9 @@ def _check_override_syntax(overrides: list[str]) -> None:
         try:
             parsed = parser.parse_override(override)
         except HydraException as error:
-            hint = f'text is quoted twice, as in "{key}={quoted(value)}"'
+            listed = value.startswith("[") and value.endswith("]")
+            written_so = quoted(value[1:-1].split(",")) if listed else quoted(value)
+            hint = f'text is quoted twice, as in "{key}={written_so}"'
             raise UserError(f"{key}: {value!r} cannot be read: {hint}") from error
         if parsed.is_sweep_override():
             hint = f'a list is written [a,b], text as "{key}={quoted(value)}"'

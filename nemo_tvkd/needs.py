@@ -273,8 +273,9 @@ def _value_stem(algorithm: Any, store: ScoreStore, key: str) -> str:
     return stem
 
 
-def teacher_value(algorithm: Any) -> Statistic:
-    """What TVKD asks of the teacher's logits; tau is algorithm.shaping.temperature, or beta (Lemma 1)."""
-    shaping = algorithm.shaping
-    tau = float(shaping.temperature or algorithm.beta) if shaping.value == "soft_value" else 1.0
+def teacher_value(section: Any) -> Statistic:
+    """What TVKD asks of the teacher's logits, of a section with `shaping` and `beta`; tau is shaping.temperature, or
+    beta (Lemma 1)."""
+    shaping = section.shaping
+    tau = float(shaping.temperature or section.beta) if shaping.value == "soft_value" else 1.0
     return Statistic(shaping.value, tau)

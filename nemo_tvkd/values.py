@@ -194,6 +194,23 @@ def check_writable(path: str, key: str) -> None:
         raise UserError(f"{key}: {path} cannot be written: no permission in {place}")
 
 
+def check_result(path: str, key: str, kind: str, read: Sequence[str] = ()) -> None:
+    """Whether the file of a result can be made at `path`; changes nothing.
+
+    Args:
+        kind: of file, as in "a JSON file".
+        read: paths of the data, which nothing is written over.
+
+    Raises:
+        UserError: as `check_writable`; or a folder, or one of `read`, is there.
+    """
+    check_writable(path, key)
+    if Path(path).is_dir():
+        raise UserError(f"{key}: {path} is a directory: give the name of {kind} file")
+    if any(Path(one).expanduser().resolve() == Path(path).resolve() for one in read):
+        raise UserError(f"{key}: {path} is the data, which would be written over: give {kind} file another name")
+
+
 def absolute(value: Any) -> Any:
     """A local path (or DIR:SPLIT, DIR@CONFIG), or a list of some, made absolute; hub ids, names and weights stay."""
     if isinstance(value, Sequence) and not isinstance(value, str):

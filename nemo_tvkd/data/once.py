@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import math
 import os
 import shutil
 import socket
@@ -15,10 +16,13 @@ from typing import Any
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import write_whole
+from nemo_tvkd.runtime.exits import rank_variables
 
 MANIFEST = "manifest.json"
 """Written last; it says what the folder holds, and the size of each file."""
 POLL_SECONDS = 0.2
+FORGOTTEN_SECONDS = 24 * 3600
+"""Another machine's unfinished folder, which a lock there would not always be seen to protect, is kept so long."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -124,7 +128,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
                 alone = True
                 break
             except BlockingIOError:
-                if not waited:
+                if not waited and rank_variables()["local_rank"] == 0:  # once on each node
                     print(f"waiting for another process: {what}", file=sys.stderr, flush=True)
                 waited = True
                 time.sleep(POLL_SECONDS)
@@ -132,20 +136,34 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
                 if error.errno in NO_LOCKS:
                     break
                 raise
-        if waited and _when(_failure(folder)) != earlier and read_manifest(folder) is None:
+        failed = _when(_failure(folder))  # None also where the maker began anew, and was killed
+        if waited and failed not in (None, earlier) and read_manifest(folder) is None:
             raise UserError(_failure(folder).read_text())
         if alone:
-            _remove_rests(folder)
+            os.utime(lock.fileno())
+            _remove_rests(folder, os.fstat(lock.fileno()).st_mtime)
         yield
 
 
-def _remove_rests(folder: Path) -> None:
-    """What processes that were killed on this machine have left."""
+def _remove_rests(folder: Path, now: float) -> None:
+    """What processes that were killed have left: on this machine, and on others where nothing was written for long.
+
+    Args:
+        now: the time by the file system's clock, in seconds.
+    """
     start = f".{folder.name}.{socket.gethostname()}."
-    for rest in folder.parent.glob(f"{start}*"):
+    for rest in (*folder.parent.glob(f".{folder.name}.*.partial"), *folder.parent.glob(f"{start}*.damaged")):
         process = rest.name.removeprefix(start).partition(".")[0]
-        if process.isdigit() and not Path(f"/proc/{process}").exists():
+        here = rest.name.startswith(start) and process.isdigit()
+        gone = not Path(f"/proc/{process}").exists() if here else now - _newest(rest) > FORGOTTEN_SECONDS
+        if gone:
             shutil.rmtree(rest, ignore_errors=True)
+
+
+def _newest(rest: Path) -> float:
+    """When something in a folder was written last."""
+    times = [_when(file) for file in (rest, *rest.glob("*"))]
+    return max((time / 1e9 for time in times if time is not None), default=math.inf)
 
 
 def _when(file: Path) -> int | None:

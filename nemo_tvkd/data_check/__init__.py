@@ -19,11 +19,12 @@ def main(config: Any) -> int:
     """
     from nemo_tvkd.data_check.figures import Check, reads_pairs
     from nemo_tvkd.data_check.show import show
-    from nemo_tvkd.values import check_values, weighted_paths
+    from nemo_tvkd.values import check_result, check_values, weighted_paths
 
     check_values(config)
-    _check_output(config.output)
     paths, weights = weighted_paths(config.data.train, KEY)
+    if config.output:
+        check_result(config.output, "output", "a JSON", paths)
     template = _template(config)
     pairs = reads_pairs(paths, KEY, config.rows)
     check = Check(pairs=pairs, template=template, data=config.data, examples=config.examples)
@@ -79,15 +80,6 @@ def _status() -> Any:
             yield lambda count: shown.update(f"reading: {count:,} rows")
 
     return status()
-
-
-def _check_output(output: str) -> None:
-    from nemo_tvkd.values import check_writable
-
-    if output:
-        check_writable(output, "output")
-        if Path(output).is_dir():
-            raise UserError(f"output: {output} is a directory: give the name of a JSON file")
 
 
 def _write(path: Path, figures: dict[str, Any]) -> None:

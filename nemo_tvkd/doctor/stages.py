@@ -118,10 +118,10 @@ class StageChecks:
             return Check(name, "OK", str(found.checkpoint.path))
         if self._pending(key):
             return Check(name, "OK", f"{self._value(key)}, which an earlier stage writes")
-        model = self._origin(key)
-        text = f"{model.path} is not on this machine; sizes are those of {model.architecture}"
-        fetched = not self.stage.cluster.offline and HUB_ID.fullmatch(model.path)  # by the job itself
-        return Check(name, "WARN" if fetched else "FAIL", text, how_to_fetch(model.path))
+        model, path = self._origin(key), self._value(key)
+        text = f"{path} is not on this machine; sizes are those of {model.architecture or model.path}"
+        fetched = not self.stage.cluster.offline and HUB_ID.fullmatch(path)  # by the job itself
+        return Check(name, "WARN" if fetched else "FAIL", text, how_to_fetch(path))
 
     def _value(self, key: str) -> str:
         return str(OmegaConf.select(self.config, key) or "")

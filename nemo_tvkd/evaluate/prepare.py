@@ -21,7 +21,7 @@ from nemo_tvkd.needs import Needs, Say, resolve_needs, teacher_value
 from nemo_tvkd.oracles import resolve_oracles
 from nemo_tvkd.parallel.vocab import Statistic
 from nemo_tvkd.runtime.launch import world_size
-from nemo_tvkd.values import as_list, check_values, check_writable, given_paths, path_list
+from nemo_tvkd.values import as_list, check_result, check_values, given_paths, path_list
 
 SAME = ""
 """The reading of models that read pairs as the first checkpoint does."""
@@ -118,11 +118,10 @@ def prepare_evaluation(config: Any) -> Evaluation:
 
 
 def _check_outputs(config: Any) -> None:
-    for key, kind in (("output", "JSON"), ("pairs_output", "JSONL")):
+    data = given_paths(config.data.validation, "data.validation")
+    for key, kind in (("output", "a JSON"), ("pairs_output", "a JSONL")):
         if path := config[key]:
-            check_writable(path, key)
-            if Path(path).is_dir():
-                raise UserError(f"{key}: {path} is a directory: give the name of a {kind} file")
+            check_result(path, key, kind, data)
     if config.output and config.pairs_output and Path(config.output).resolve() == Path(config.pairs_output).resolve():
         raise UserError(f"output and pairs_output are both {config.output}: give the pairs another file")
 
@@ -230,7 +229,7 @@ def _known_rewards(config: Any, needs: Needs, items: Sequence[Item], say: Say) -
 
 def _set_teacher(config: Any, needs: Needs, job: Evaluation) -> None:
     shaping = config.shaping
-    job.value = teacher_value(OmegaConf.create({"beta": config.beta, "shaping": OmegaConf.to_container(shaping)}))
+    job.value = teacher_value(config)
     rule = {"kind": shaping.value, "form": shaping.form, "terminal": shaping.terminal, "gamma": shaping.gamma}
     if reason := teacher_vanishes(**rule, alpha=1.0):
         job.teacher_enters = False

@@ -17,10 +17,10 @@ from nemo_tvkd.inspect.numbers import Figures, Pair, Response, Rule, ranked, ver
 from nemo_tvkd.inspect.text import pieces, words
 from nemo_tvkd.losses.tvkd import teacher_vanishes
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.needs import teacher_value
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
-from nemo_tvkd.values import check_values, check_writable, path_list
+from nemo_tvkd.values import check_result, check_values, given_paths, path_list
 
 DATA = "data.validation"
 
@@ -58,9 +58,7 @@ def prepare_inspection(config: Any) -> Inspection:
     check_values(config)
     if not config.output:
         raise UserError("output is not set: give the name of the HTML file to write")
-    check_writable(config.output, "output")
-    if Path(config.output).is_dir():
-        raise UserError(f"output: {config.output} is a directory: give the name of an HTML file")
+    check_result(config.output, "output", "an HTML", given_paths(config.data.validation, DATA))
     if wrong := [number for number in config.pairs if number < 1]:
         raise UserError(f"pairs={wrong[0]}: pairs are counted from 1")
     names = [name for name in ("checkpoint", "reference", "reward_model") if name == "checkpoint" or config[name]]
@@ -76,9 +74,7 @@ def prepare_inspection(config: Any) -> Inspection:
     notes: list[str] = []
     rows = encoder.read(path_list(config.data.validation, DATA), DATA, True, notes.append)
     shaping = config.shaping
-    tau = shaping.temperature or config.beta
-    value = Statistic(shaping.value, float(tau) if shaping.value == "soft_value" else 1.0)
-    rule = Rule(value, shaping.form, shaping.terminal, float(shaping.gamma))
+    rule = Rule(teacher_value(config), shaping.form, shaping.terminal, float(shaping.gamma))
     chosen = _chosen(config, len(rows))
     name = encoder.template.name
     return Inspection(models, rows, chosen, rule, encoder.tokenizer, name, launch.world_size(config.parallel), notes)
@@ -236,7 +232,9 @@ def _notes(job: Inspection) -> list[str]:
     if why:
         notes.append(f"The teacher vanishes from every pair's loss: {why.replace('algorithm.', '')}.")
     if cut := sum(row.truncated for row in job.rows):
-        notes.append(f"{cut} of {len(job.rows)} pairs were cut to length: their last value is not behind an end token.")
+        notes.append(
+            f"{cut} of {len(job.rows)} pairs were cut to length: a cut response's last value is behind no end token."
+        )
     return notes
 
 

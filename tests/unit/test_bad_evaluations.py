@@ -31,6 +31,11 @@ def test_confidence_lies_within_0_and_1(world: World, fails: Fails, value: float
 def test_outputs(world: World, fails: Fails, tmp_path: Path) -> None:
     assert fails(*world.evaluate(), f"pairs_output={tmp_path}").endswith("give the name of a JSONL file")
     assert fails(*world.evaluate(), f"output={tmp_path}").endswith("give the name of a JSON file")
+    over = f"{world.pairs} is the data, which would be written over: give a JSON file another name"
+    assert fails(*world.evaluate(), f"output={world.pairs}") == f"output: {over}"
+    assert fails(*world.evaluate(), f"pairs_output={world.pairs}").startswith(
+        f"pairs_output: {world.pairs} is the data"
+    )
     file = tmp_path / "x.json"
     both = fails(*world.evaluate(), f"output={file}", f"pairs_output={tmp_path}/./x.json")
     assert both == f"output and pairs_output are both {file}: give the pairs another file"

@@ -50,6 +50,7 @@ def test_pairs_and_output(world: World, fails: Fails, tmp_path: Path) -> None:
     assert fails(*given(world, "shaping.value=q")).startswith("shaping.value=q is none of soft_value")
     assert fails(*given(world, "output=")) == "output is not set: give the name of the HTML file to write"
     assert "is a directory: give the name of an HTML file" in fails(*given(world, f"output={tmp_path}"))
+    assert "is the data, which would be written over" in fails(*given(world, f"output={world.pairs}"))
     assert fails(*given(world, "data.validation=")).startswith("data.validation is not set")
 
 

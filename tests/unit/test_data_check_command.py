@@ -65,6 +65,7 @@ def test_mistakes_of_the_configuration(tmp_path: Path, fails: Any) -> None:
     assert fails("data", "check", path, "data.chat_template=llama3").endswith("give tokenizer=MODEL as well")
     assert fails("data", "check", path, f"tokenizer={path}").startswith(f"tokenizer: {path} is no tokenizer")
     assert fails("data", "check", path, f"output={tmp_path}").startswith(f"output: {tmp_path} is a directory")
+    assert fails("data", "check", path, f"output={path}").startswith(f"output: {path} is the data")
 
 
 def test_as_a_command_with_a_dataset_from_the_cache(tmp_path: Path) -> None:
