@@ -234,7 +234,8 @@ def _same_paths(one: Any, other: Any) -> bool:
         return False
     if not all(isinstance(value, str) for value in ones + others):
         return False
-    return [Path(value).resolve() for value in ones] == [Path(value).resolve() for value in others]
+    one_place, other_place = ([Path(value).expanduser().resolve() for value in values] for values in (ones, others))
+    return one_place == other_place
 
 
 def _max_steps(trainer: Any, rows: int) -> int:

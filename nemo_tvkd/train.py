@@ -21,6 +21,7 @@ from nemo_tvkd.losses.tvkd import ends_suffice
 from nemo_tvkd.models.hf import newest_complete
 from nemo_tvkd.needs import option, provides, teacher_value
 from nemo_tvkd.prepare import Prepared, prepare_training
+from nemo_tvkd.report.folder import read_metrics
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.weights_and_biases import check_installed
@@ -54,8 +55,7 @@ def _owes_validation(config: Any, prepared: Prepared) -> bool:
     file = Path(config.trainer.output_dir) / "metrics.jsonl"
     if not prepared.validation or not file.exists():
         return False
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return not any(row["step"] == prepared.max_steps and "eval_loss" in row for row in rows)
+    return not any(row["step"] == prepared.max_steps and "eval_loss" in row for row in read_metrics(file))
 
 
 def _resumable(config: Any) -> Path | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.choices import CHOICES
+from nemo_tvkd.compose import flatten
 from nemo_tvkd.data.chat_template import NAMED
 from nemo_tvkd.data.hub import parse
 from nemo_tvkd.errors import UserError
@@ -127,10 +128,22 @@ def check_values(config: Any) -> None:
     rate, least = (OmegaConf.select(config, f"optim.{name}") for name in ("lr", "min_lr"))
     if rate is not None and least > rate:
         raise UserError(f"optim.min_lr={least} is more than optim.lr={rate}")
+    _check_homes(config)
     if "parallel" in config:
         _check_parallel(config.parallel)
     if "score" in config:
         _check_wanted_values(config.score)
+
+
+def _check_homes(config: Any) -> None:
+    """A path ~USER/... of nobody."""
+    from omegaconf import OmegaConf
+
+    for key, value in flatten(OmegaConf.to_container(config)).items():
+        if key.rsplit(".", 1)[-1] in PATH_KEYS:
+            for path in as_list(value):
+                if isinstance(path, str) and path.startswith("~") and os.path.expanduser(path) == path:
+                    raise UserError(f"{key}: {path} does not exist: there is no user {path[1:].partition('/')[0]}")
 
 
 def _check_parallel(parallel: Any) -> None:

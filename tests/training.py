@@ -54,6 +54,13 @@ def make_items(pairs: list[ref.RefPair]) -> list[Any]:
     ]
 
 
+def fit_prepared(config: Any, prepared: Any) -> None:
+    """Task: the training that the parent prepared."""
+    from nemo_tvkd.train import fit
+
+    fit(config, prepared)
+
+
 def train_task(
     overrides: list[str],
     items: list[Any],

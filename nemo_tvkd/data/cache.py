@@ -19,7 +19,7 @@ from typing import Any
 from nemo_tvkd.data import hub
 from nemo_tvkd.data.chat_template import TEMPLATE_DATE
 from nemo_tvkd.data.once import cache_folder, made_once
-from nemo_tvkd.data.sources import READERS
+from nemo_tvkd.data.sources import READERS, own_files
 from nemo_tvkd.data.token_files import TokenFiles, TokenWriter
 from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
 from nemo_tvkd.errors import UserError
@@ -83,12 +83,21 @@ def _state(path: str, key: str, pairs: bool) -> Any:
     named = hub.parse(path)
     place = Path(named.name)
     if place.exists():
-        files = [place] if place.is_file() else sorted(file for file in place.rglob("*") if file.is_file())
+        files = [place] if place.is_file() else _files(place, named.config)
         return [[str(file.resolve()), (s := file.stat()).st_size, s.st_mtime_ns] for file in files]
     if hub.is_hub_id(named, READERS):
         loaded, split = hub.load(named, key, pairs)
         return [split, loaded._fingerprint]
     return None  # reading it will tell what is wrong
+
+
+def _files(folder: Path, config: str) -> list[Path]:
+    """What is read of a folder, or may say how: a run, and these caches, may lie in it as well."""
+    if not config and (own := own_files(folder)):
+        return own
+    ours = [cache_folder(kind).resolve() for kind in ("tokens", "scores")]
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file for file in files if not any(file.resolve().is_relative_to(our) for our in ours))
 
 
 @cache

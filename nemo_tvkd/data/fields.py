@@ -6,6 +6,8 @@ from typing import Any, NoReturn
 
 Turn = dict[str, str]
 
+FLOAT32_MAX = 3.4028235e38
+"""Rewards and margins are float32 on the devices."""
 ROLES = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -75,6 +77,8 @@ def number_of(value: object, name: str, why: str = "") -> float:
         number = math.inf
     if not math.isfinite(number):
         bad(f"{name} is {number}: it must be a finite number{why}")
+    if abs(number) > FLOAT32_MAX:
+        bad(f"{name} is {number:g}: numbers of more than {FLOAT32_MAX:.1e} are infinite in float32{why}")
     return number
 
 

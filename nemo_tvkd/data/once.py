@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 """Written last; it says what the folder holds, and the size of each file."""
 POLL_SECONDS = 0.2
 FORGOTTEN_SECONDS = 24 * 3600
-"""Another machine's unfinished folder, which a lock there would not always be seen to protect, is kept so long."""
+"""So long an unfinished folder of another machine is kept: where locks are those of one machine it may be alive."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -146,7 +146,7 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
 
 
 def _remove_rests(folder: Path, now: float) -> None:
-    """What processes that were killed have left: on this machine, and on others where nothing was written for long.
+    """What processes that were killed on this machine have left, and what nothing was written into for long.
 
     Args:
         now: the time by the file system's clock, in seconds.
@@ -155,8 +155,7 @@ def _remove_rests(folder: Path, now: float) -> None:
     for rest in (*folder.parent.glob(f".{folder.name}.*.partial"), *folder.parent.glob(f"{start}*.damaged")):
         process = rest.name.removeprefix(start).partition(".")[0]
         here = rest.name.startswith(start) and process.isdigit()
-        gone = not Path(f"/proc/{process}").exists() if here else now - _newest(rest) > FORGOTTEN_SECONDS
-        if gone:
+        if (here and not Path(f"/proc/{process}").exists()) or now - _newest(rest) > FORGOTTEN_SECONDS:
             shutil.rmtree(rest, ignore_errors=True)
 
 

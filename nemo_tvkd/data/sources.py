@@ -74,13 +74,11 @@ def _parts(path: str, key: str, columns: Collection[str], pairs: bool) -> Iterat
 
 def _of_folder(named: hub.Named, key: str, columns: Collection[str], pairs: bool) -> Iterator[Part]:
     folder = Path(named.name)
-    if (folder / "dataset_dict.json").exists() or all(
-        (folder / n).exists() for n in ("dataset_info.json", "state.json")
-    ):
+    if _is_saved(folder):
         loaded, split = hub.load_saved(named, key, pairs)
         yield (f"{folder}:{split}" if split else str(folder), "saved dataset"), _dataset_rows(loaded, columns)
         return
-    files = sorted(file for file in folder.iterdir() if file.is_file() and _form(file))
+    files = own_files(folder)
     if files and not named.config:
         for file in _of_split(files, named, key, pairs):
             form = _form(file) or ""
@@ -90,6 +88,17 @@ def _of_folder(named: hub.Named, key: str, columns: Collection[str], pairs: bool
         yield (f"{named.place}:{split}", "copy of a hub dataset"), _dataset_rows(loaded, columns)
     else:
         raise UserError(f"{key}: {folder} holds none of {KNOWN} and is no saved dataset")
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return (folder / "dataset_dict.json").exists() or all((folder / name).exists() for name in SAVED)
+
+
+def own_files(folder: Path) -> list[Path]:
+    """The data files in a folder itself, which are then all that is read of it; none of a saved dataset."""
+    found = [] if _is_saved(folder) else [file for file in folder.iterdir() if file.is_file() and _form(file)]
+    return sorted(found)
 
 
 def _of_split(files: list[Path], named: hub.Named, key: str, pairs: bool) -> list[Path]:
@@ -152,7 +161,7 @@ def _parquet(path: Path, columns: Collection[str]) -> Numbered:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
             wanted = _wanted(names, columns)
-            batches = file.iter_batches(columns=wanted) if wanted else None
+            batches = file.iter_batches(1000, columns=wanted) if wanted else None
             yield from _table_rows(names, file.metadata.num_rows, batches)
     except pa.ArrowException as error:
         raise ValueError(hub.one_line(error)) from error

@@ -29,13 +29,15 @@ ROW = np.dtype(
         ("truncated", "?"),
     ]
 )
+NAMES = "surrogateescape"
+"""Names of files may be any bytes."""
 INT, BOOL, BYTE = np.dtype("<i4"), np.dtype("?"), np.dtype("u1")
 KINDS: dict[str, np.dtype] = {"rows": ROW, "ids": INT, "positions": INT, "masks": BOOL, "sources": BYTE}
 
 
 def source_key(source: str) -> int:
     """64 bits that tell sources apart."""
-    return int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(hashlib.blake2b(source.encode(errors=NAMES), digest_size=8).digest(), "little")
 
 
 class TokenWriter:
@@ -54,7 +56,7 @@ class TokenWriter:
             file.close()
 
     def add(self, row: Tokenized) -> None:
-        source = row.source.encode()
+        source = row.source.encode(errors=NAMES)
         record = np.zeros((), dtype=ROW)
         ids = [row.prompt_ids, row.chosen_ids, *([] if row.rejected_ids is None else [row.rejected_ids])]
         positions = [sides for sides in (row.chosen_positions, row.rejected_positions) if sides is not None]
@@ -119,7 +121,7 @@ class TokenFiles(Lazy[Tokenized]):
             chosen_ids=chosen_ids,
             rejected_ids=rejected_ids if pair else None,
             pair_id=row["pair_id"].tobytes().hex(),
-            source=self._parts("sources", row["source_at"], int(row["source"]))[0].tobytes().decode(),
+            source=self._parts("sources", row["source_at"], int(row["source"]))[0].tobytes().decode(errors=NAMES),
             truncated=bool(row["truncated"]),
             chosen_reward=numbers[0],
             rejected_reward=numbers[1],

@@ -104,10 +104,11 @@ def report(config: Any, job: Evaluation, judged: dict[str, Judgement], others: O
             for name, row in zip(names[1:], compare(first, rest, config), strict=True)
         ]
         whole = {"checkpoints": results, "comparisons": compared}
-    if config.output:
-        _write(Path(config.output), json.dumps(whole, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
     if config.pairs_output:
         _write(Path(config.pairs_output), _pair_lines(job, judged, others))
+    if config.output:  # last: a recipe's stage is done when it is there
+        _write(Path(config.output), text)
     show(results, whole.get("comparisons", []), config)
 
 

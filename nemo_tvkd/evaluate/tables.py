@@ -55,7 +55,7 @@ def _parts(
         yield _comparison(comparison, label, shown[0], config)
     if comparisons:
         what = "p: McNemar's exact test of accuracies, a sign-flip permutation test of margins; "
-        yield Text(f"{what}Holm: corrected for {len(comparisons)} comparisons", style="dim")
+        yield Text(f"{what}Holm: corrected for the number of comparisons ({len(comparisons)})", style="dim")
 
 
 def _sureness(config: Any) -> str:

@@ -119,7 +119,7 @@ def _block(weight: Tensor, left: int, columns: int, valid: int) -> Tensor:
     return weight[left : min(left + columns, -(-valid // 16) * 16)]
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, in fp32 where the device can give the unrounded result of half-precision operands."""
     if a.is_cuda and FP32_PRODUCTS and a.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a, b, out_dtype=torch.float32)
@@ -144,7 +144,7 @@ def _collect(
         for left in range(0, max(valid, 1), columns):
             block = _block(weight, left, columns, valid)
             out = partial[:, span] if left == 0 else torch.empty_like(partial[:, span])
-            logits = _product(hidden[span], block.t())
+            logits = product(hidden[span], block.t())
             collect(logits, labels[span] - (start + left), sweep, min(block.size(0), valid - left), out)
             del logits  # before the next ones are made
             if left:
@@ -178,13 +178,13 @@ class _HeadLogprobs(torch.autograd.Function):
             grad_block = None if grad_weight is None else torch.zeros_like(block, dtype=torch.float32)
             for first in range(0, hidden.size(0), rows):
                 span = slice(first, first + rows)
-                z = _product(hidden[span], block.t()).float()
+                z = product(hidden[span], block.t()).float()
                 logprob_gradient(z, labels[span] - (start + left), peak[span], log_total[span], grad[span])
                 z[:, valid - left :] = 0
                 z = z.to(weight.dtype)
-                grad_hidden[span] += _product(z, block)
+                grad_hidden[span] += product(z, block)
                 if grad_block is not None:
-                    grad_block += _product(z.t(), hidden[span])
+                    grad_block += product(z.t(), hidden[span])
             if grad_weight is not None and grad_block is not None:
                 grad_weight[left : left + block.size(0)] = grad_block
         if ctx.reduce and ctx.group is not None and dist.get_world_size(ctx.group) > 1:

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from nemo_tvkd.parallel.lm_head import tile
+from nemo_tvkd.parallel.lm_head import product, tile
 from nemo_tvkd.parallel.vocab import shard_bounds
 
 
@@ -25,15 +25,15 @@ def top_tokens(
         logits [T, count] float32 and token ids [T, count] int64.
     """
     start, valid = shard_bounds(weight.size(0), vocab_size, group)
-    rows, columns = tile(hidden.size(0), valid, hidden.device, memory, beside=4 * hidden.size(1))
+    rows, columns = tile(hidden.size(0), valid, hidden.device, memory)
     best = hidden.new_full((hidden.size(0), count), -torch.inf, dtype=torch.float32)
     ids = torch.zeros_like(best, dtype=torch.int64)
     with torch.no_grad():
         for left in range(0, valid, columns):
-            block = weight[left : min(left + columns, valid)].float().t()
+            block = weight[left : min(left + columns, valid)].t()
             for first in range(0, hidden.size(0), rows):
                 span = slice(first, first + rows)
-                logits = hidden[span].float() @ block
+                logits = product(hidden[span], block).float()  # rounded as those that log pi is made of
                 found = logits.topk(min(count, logits.size(-1)), -1)
                 best[span], ids[span] = _largest(
                     [best[span], found.values], [ids[span], found.indices + (start + left)], count

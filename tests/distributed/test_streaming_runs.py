@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rank_pool import Layout, RankPool
 from streaming import STREAMING
-from training import import_checkpoint
+from training import fit_prepared, import_checkpoint
 from two_tokenizers import Setting
 
 from nemo_tvkd.compose import compose
@@ -18,13 +18,6 @@ from nemo_tvkd.scores.job import prepare_scoring
 LAYOUT = Layout(dp=2)
 STEPS = 4
 TIMES = ("time", "seconds", "per_second", "memory")
-
-
-def fit_task(config: Any, prepared: Any) -> None:
-    """Task: the training that the parent prepared."""
-    from nemo_tvkd.train import fit
-
-    fit(config, prepared)
 
 
 def score_task(config: Any, job: Any) -> None:
@@ -60,7 +53,7 @@ def test_metrics_are_those_of_memory(pool: RankPool, tmp_path: Path, monkeypatch
         config = setting.training(*options, *settings)
         prepared = prepare_training(config)
         assert isinstance(prepared.train, Lazy) == (STREAMING in settings)
-        pool.run(LAYOUT, fit_task, config, prepared)
+        pool.run(LAYOUT, fit_prepared, config, prepared)
         return metrics(tmp_path / name)
 
     expected = train("memory", STEPS)

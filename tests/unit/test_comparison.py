@@ -47,6 +47,7 @@ def test_sign_flips_of_many_are_as_the_t_test_says() -> None:
     values = np.random.default_rng(3).normal(0.13, 1.0, 300)
     assert sign_flips(values, 0)["p"] == pytest.approx(ttest_1samp(values, 0).pvalue, abs=0.01)
     assert sign_flips(np.zeros(5), 0)["p"] == 1.0
+    assert sign_flips(np.array([0.0, 2.0]), 0)["p"] == 1.0
 
 
 def test_holm_by_hand() -> None:

@@ -26,6 +26,7 @@ WRONG_VALUES: list[tuple[Any, str]] = [
     (float("inf"), "is inf: it must be a finite number"),
     (-float("inf"), "is -inf: it must be a finite number"),
     (10**400, "is inf: it must be a finite number"),
+    (-1e300, "is -1e+300: numbers of more than 3.4e+38 are infinite in float32"),
     ("8", "is text: it must be a number"),
     (True, "is true or false: it must be a number"),
     ([1.0], "is a list: it must be a number"),
