@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nemo_tvkd import __version__
 from nemo_tvkd.data.pairs import iter_rows
 from nemo_tvkd.data.records import Row
@@ -151,7 +153,22 @@ def _ask(config: Any, job: Inspection) -> Answers:
             module = load_frozen(job.models[key], key, config.precision, memory, lm_head=key == "reference")
             said[key] = ask.measure(module, rows, size, question)
             del module
+    for key, found in said.items():
+        check_finite(f"{key}: {config[key]}", rows, found)
     return Answers(chosen, said, margins)
+
+
+def check_finite(who: str, rows: Sequence[Tokenized], found: Sequence[Any]) -> None:
+    """Of what a model says of each row's chosen and rejected response.
+
+    Raises:
+        UserError: a number that is not finite; names the pair.
+    """
+    for row, both in zip(rows, found, strict=True):
+        for side, arrays in zip(("chosen", "rejected"), both, strict=True):
+            if bad := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+                response = f"the {side} response of {row.source}"
+                raise UserError(f"{who}: {bad[0]} of {response} is not finite: the model's weights are broken")
 
 
 def _figures(config: Any, job: Inspection, answers: Answers) -> Figures:

@@ -1,4 +1,4 @@
-"""Pages of `inspect`, and the browser to open them in."""
+"""The browser that opens pages, and pages of `inspect` to open."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -118,19 +118,9 @@ MEASURE = """() => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
-def test_pages_open_from_disk_and_fit(site: Path, pages: dict[str, Elements], browser: Any) -> None:
-    page = browser.new_page()
+def test_pages_open_from_disk_and_fit(site: Path, pages: dict[str, Elements], chromium: Any) -> None:
+    page = chromium.new_page()
     said: list[str] = []
     requests: list[str] = []
     page.on("console", lambda message: said.append(f"{page.url}: {message.text}") if message.type == "error" else None)
@@ -151,8 +141,8 @@ def test_pages_open_from_disk_and_fit(site: Path, pages: dict[str, Elements], br
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")
-def test_search_works_from_disk(site: Path, browser: Any) -> None:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def test_search_works_from_disk(site: Path, chromium: Any) -> None:
+    page = chromium.new_page(viewport={"width": 1280, "height": 900})
     page.goto((site / "index.html").as_uri())
     page.locator("input.md-search__input").click()
     page.keyboard.type("telescopes", delay=20)

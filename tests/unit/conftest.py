@@ -138,3 +138,13 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     made = Slurm(tmp_path / "slurm")
     monkeypatch.setenv("PATH", f"{made.place}{os.pathsep}{os.environ['PATH']}")
     return made
+
+
+@pytest.fixture
+def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the token caches of a test are."""
+    from nemo_tvkd.data import cache
+
+    monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
+    cache.program.cache_clear()  # what is edited while tests run
+    return tmp_path / "cache" / "tokens"

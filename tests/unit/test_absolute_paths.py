@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from recipe_folder import Folder
 
 from nemo_tvkd.compose import compose
+from nemo_tvkd.prepare import _same_paths
 from nemo_tvkd.train import _save_config
 from nemo_tvkd.values import absolute
 
@@ -46,6 +47,14 @@ def test_a_split_of_a_local_dataset(here: Path, tmp_path: Path) -> None:
 def test_home(here: Path, tmp_path: Path) -> None:
     assert absolute("~/data") == f"{tmp_path}/home/data"
     assert absolute("~/nothing") == "~/nothing"
+
+
+def test_home_is_the_same_when_a_run_goes_on(here: Path, tmp_path: Path) -> None:
+    """config.yaml has it in full."""
+    saved = absolute(["~/data:0.7", "~/data:train:0.3"])
+    assert saved == [f"{tmp_path}/home/data:0.7", f"{tmp_path}/home/data:train:0.3"]
+    assert _same_paths(saved, ["~/data:0.7", "~/data:train:0.3"])
+    assert not _same_paths(saved, ["~/data:0.7", "~/data:test:0.3"])
 
 
 @pytest.mark.parametrize("value", ["", None, 3, "plain", "llama3", "mistralai/Mistral-7B-v0.1", "no.jsonl", "/no/such"])

@@ -61,6 +61,12 @@ def test_unknown_key_names_the_nearest(fails: Fails, arguments: str, message: st
         ("train student.path=null", "field 'student.path' is not Optional"),
         ("train data.train=a=b", "data.train: 'a=b' cannot be read: text is quoted twice, as in \"data.train='a=b'\""),
         ("train data.train=[a", "data.train: '[a' cannot be read"),
+        (
+            "train data.train=[~/a:0.7,b:0.3]",
+            "data.train: '[~/a:0.7,b:0.3]' cannot be read: text is quoted twice, as in "
+            "\"data.train=['~/a:0.7','b:0.3']\"",
+        ),
+        ("data check ~nobody.here/a.jsonl", "data.train: ~nobody.here/a.jsonl does not exist: there is no user nobody"),
         ("train student.path='a", 'student.path: "\'a" cannot be read'),
         ("train data.train=a,b", "data.train: 'a,b' is several values: a list is written [a,b], text as "),
         ("train data.train=${foo}", "data.train: Interpolation key 'foo' not found"),

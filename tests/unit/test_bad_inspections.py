@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bad_input import Fails, World
 from inspect_figures import RULE
 
 from nemo_tvkd.compose import compose
-from nemo_tvkd.inspect.job import prepare_inspection
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.inspect.job import check_finite, prepare_inspection
 from nemo_tvkd.inspect.numbers import ranked, verdict
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
@@ -59,6 +61,16 @@ def test_the_order_of_pairs() -> None:
     assert ranked(margins, "disagreement") == [1, 4, 0, 5, 3, 2]
     assert ranked(margins, "margin") == [1, 3, 0, 5, 4, 2]
     assert [verdict(m) for m in (2.0, -1.0, 0.0)] == ["agrees", "disagrees", "tie"]
+
+
+def test_a_broken_model_is_named_with_the_pair(world: World) -> None:
+    rows = prepare_inspection(compose("inspect", given(world)[1:])).rows[:2]
+    good, broken = {"value": np.ones(3)}, {"value": np.ones(3), "logp": np.array([-1.0, np.nan])}
+    check_finite("checkpoint: m", rows, [(good, good)] * 2)
+    with pytest.raises(UserError) as caught:
+        check_finite("checkpoint: m", rows, [(good, good), (good, broken)])
+    where = f"the rejected response of {rows[1].source}"
+    assert str(caught.value) == f"checkpoint: m: logp of {where} is not finite: the model's weights are broken"
 
 
 def test_a_teacher_that_vanishes_is_told(world: World) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
@@ -112,3 +113,13 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(train, "_LOCKS", {})
     assert train._take(config, None, tmp_path) is None  # type: ignore[arg-type]
     assert (tmp_path / "config.yaml").is_file()
+
+
+def test_a_last_validation_that_was_cut_off_is_owed(tmp_path: Path) -> None:
+    config = compose("train", ["algorithm=sft", f"trainer.output_dir={tmp_path}"])
+    prepared: Any = SimpleNamespace(validation=[None], max_steps=3)
+    rows = tmp_path / "metrics.jsonl"
+    whole = '{"step": 3, "loss": 0.5}\n{"step": 3, "eval_loss": 0.25}\n'
+    for text, owed in ((whole, False), (whole[:-8], True), (whole[:30], True), ("", True)):
+        rows.write_text(text)
+        assert train._owes_validation(config, prepared) is owed

@@ -12,6 +12,7 @@ import pytest
 import streaming
 from bad_input import write_rows
 from chat_templates import MISTRAL_CHAT
+from datasets import Dataset
 from streaming import REAL, assert_same_elements, caches, encoder, read
 
 from nemo_tvkd import encoder as encoder_module
@@ -28,15 +29,7 @@ PAIRS: list[dict[str, Any]] = [
 ]
 JUDGED = [row | {"chosen_reward": 2.5 * n, "rejected_reward": -1, "margin": n} for n, row in enumerate(PAIRS)]
 
-pytestmark = pytest.mark.usefixtures("without_nemo")
-
-
-@pytest.fixture(autouse=True)
-def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where caches are."""
-    monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
-    cache.program.cache_clear()  # what is edited while tests run
-    return tmp_path / "cache" / "tokens"
+pytestmark = pytest.mark.usefixtures("without_nemo", "tokens")
 
 
 @pytest.fixture
@@ -236,6 +229,29 @@ def test_folders_are_known_by_all_that_is_in_them(mistral: Any, tmp_path: Path, 
     write_rows(folder / "b.jsonl", PAIRS[2:])
     rows, _ = read(encoder(mistral), folder)
     assert (len(rows), rows[-1].source) == (6, f"{folder}/b.jsonl:4")
+
+
+def test_caches_and_runs_may_lie_in_the_data(
+    mistral: Any, tmp_path: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = tmp_path / "saved"
+    Dataset.from_list([row | {"prompt": "A question"} for row in PAIRS]).save_to_disk(str(saved))
+    for folder in (pairs.parent, saved):
+        monkeypatch.setenv("NEMO_TVKD_CACHE", str(folder / "mine"))
+        before = read(encoder(mistral), folder)
+        assert len(before[0]) == len(PAIRS)
+        run = folder / "mine" / "tokens" / "run"
+        run.mkdir()
+        (run / "metrics.jsonl").write_text("{}\n")
+        assert read(encoder(mistral), folder)[1] == before[1]
+        assert len(caches(run.parent)) == 2  # the run is not one
+
+
+def test_a_file_name_that_is_no_text(mistral: Any, pairs: Path) -> None:
+    """Linux takes any bytes for one."""
+    odd = Path(shutil.copy(pairs, os.fsdecode(bytes(pairs) + b"\xff.jsonl")))
+    rows, _ = read(encoder(mistral), odd)
+    assert rows[1].source == f"{odd}:2"
 
 
 def test_data_that_change_while_they_are_read(

@@ -1,5 +1,6 @@
 """A cache of data.streaming is seen whole or not at all: damage, full disks, killed processes, several at once."""
 
+import fcntl
 import gzip
 import os
 import signal
@@ -18,22 +19,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_tvkd import encoder as encoder_module
-from nemo_tvkd.data import cache, once
+from nemo_tvkd.data import once
 from nemo_tvkd.errors import UserError
 
 PAIRS: list[dict[str, Any]] = [
     {"prompt": f"Question {n}?", "chosen": f"Answer {n}, of some length.", "rejected": "No"} for n in range(6)
 ]
 
-pytestmark = pytest.mark.usefixtures("without_nemo")
-
-
-@pytest.fixture(autouse=True)
-def tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where caches are."""
-    monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
-    cache.program.cache_clear()  # what is edited while tests run
-    return tmp_path / "cache" / "tokens"
+pytestmark = pytest.mark.usefixtures("without_nemo", "tokens")
 
 
 @pytest.fixture
@@ -87,6 +80,42 @@ def test_without_locks_the_first_to_end_has_made_it(tmp_path: Path, monkeypatch:
     assert made == ["quick", "slow"]
     assert (place / "who").read_text() == "quick"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".folder.lock", "folder"]
+
+
+def test_an_old_failure_is_not_that_of_a_maker_that_was_killed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    place, failure = tmp_path / "folder", tmp_path / ".folder.failed"
+    failure.write_text("a mistake of yesterday")
+    made: list[Any] = []
+    waiting = threading.Thread(target=lambda: made.append(once.made_once(place, _nothing, "", "")))
+    with open(tmp_path / ".folder.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting.start()
+        end = time.monotonic() + 30
+        while "waiting" not in capfd.readouterr().err:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        failure.unlink()  # the maker begins, and is killed
+    waiting.join()
+    assert made == [{"files": {}}]
+
+
+def test_what_other_machines_left_is_removed_after_a_day(tmp_path: Path) -> None:
+    long_ago = time.time() - 2 * 24 * 3600
+    for name, times in (("node7", (long_ago, long_ago)), ("node8", None)):
+        rest = tmp_path / f".folder.{name}.1.partial"
+        rest.mkdir()
+        (rest / "ids.bin").write_bytes(b"some")
+        os.utime(rest / "ids.bin", times)
+        os.utime(rest, (long_ago, long_ago))
+    once.made_once(tmp_path / "folder", _nothing, "", "")
+    assert sorted(file.name for file in tmp_path.iterdir()) == [".folder.lock", ".folder.node8.1.partial", "folder"]
+
+
+def _nothing(partial: Path) -> dict[str, Any]:
+    partial.mkdir()
+    return {}
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
