@@ -21,6 +21,8 @@ PATH_KEYS = frozenset(
     }
 )
 """Last parts of the keys that hold paths (or hub ids and names of templates)."""
+OUTPUT_KEYS = ("output", "pairs_output", "source")
+"""Those of further keys with paths: what is written in one place, and `import-hf`'s."""
 POSITIVE = (
     "trainer.global_batch_size",
     "trainer.micro_batch_size",
@@ -128,22 +130,30 @@ def check_values(config: Any) -> None:
     rate, least = (OmegaConf.select(config, f"optim.{name}") for name in ("lr", "min_lr"))
     if rate is not None and least > rate:
         raise UserError(f"optim.min_lr={least} is more than optim.lr={rate}")
-    _check_homes(config)
     if "parallel" in config:
         _check_parallel(config.parallel)
     if "score" in config:
         _check_wanted_values(config.score)
 
 
-def _check_homes(config: Any) -> None:
-    """A path ~USER/... of nobody."""
+def expand_homes(config: Any) -> None:
+    """Put home folders in the place of ~ and ~USER where paths begin with them, in place.
+
+    Raises:
+        UserError: there is no such user.
+    """
     from omegaconf import OmegaConf
 
     for key, value in flatten(OmegaConf.to_container(config)).items():
-        if key.rsplit(".", 1)[-1] in PATH_KEYS:
-            for path in as_list(value):
-                if isinstance(path, str) and path.startswith("~") and os.path.expanduser(path) == path:
-                    raise UserError(f"{key}: {path} does not exist: there is no user {path[1:].partition('/')[0]}")
+        paths = as_list(value)
+        if key.rsplit(".", 1)[-1] not in (*PATH_KEYS, *OUTPUT_KEYS):
+            continue
+        expanded = [os.path.expanduser(path) if isinstance(path, str) else path for path in paths]
+        for path in expanded:
+            if isinstance(path, str) and path.startswith("~"):
+                raise UserError(f"{key}: {path} does not exist: there is no user {path[1:].partition('/')[0]}")
+        if expanded != paths:
+            OmegaConf.update(config, key, expanded if isinstance(value, list) else expanded[0])
 
 
 def _check_parallel(parallel: Any) -> None:
@@ -277,6 +287,13 @@ def weighted_paths(value: Any, key: str) -> tuple[list[str], list[float] | None]
         if not 0 < weight < math.inf:
             raise UserError(f"{key}: {entry}: the weight {weight} must be positive and finite")
     return paths, weights if len(paths) > 1 else None
+
+
+def held_out(config: Any) -> list[str]:
+    """`data.validation` of a command that reads nothing else; data.train would be read by nobody."""
+    if given_paths(config.data.train, "data.train"):
+        raise UserError("data.train is set, but this command reads data.validation: give the pairs there")
+    return path_list(config.data.validation, "data.validation")
 
 
 def given_paths(value: Any, key: str) -> list[str]:

@@ -64,7 +64,7 @@ def make_figures(
         made = [make_response(tokenizer, text, rule, rng, ref=ref, reward=reward, start=start) for text in responses]
         row = Tokenized(np.array([1]), made[0].ids, made[1].ids, f"{index:032x}", f"{source}:{index + 1}", False)
         said = [{"role": role, "content": text} for role, text in turns]
-        pairs.append(Pair(index + 1, row, f"{name}-{index}", said, *made))
+        pairs.append(Pair(index + 1, row, f"{name}-{index}", said, *made, rule))
     margins = [(pair.margin, len(pair.chosen.ids) - len(pair.rejected.ids)) for pair in pairs]
     facts = [("checkpoint", f"models/{name}"), ("data", source)]
     return Figures(pairs, rule, 0.1, facts, [f"a note about {name}"], margins, words(tokenizer, list(range(3, 200))))

@@ -94,7 +94,10 @@ def report(config: Any, job: Evaluation, judged: dict[str, Judgement], others: O
     """Write the JSON and JSONL files that are asked for, and print the tables."""
     from nemo_tvkd.evaluate.tables import show
 
-    results = [_facts(config, job.names[key]) | result_of(found, others, config) for key, found in judged.items()]
+    columns = others.oracle is not None
+    results = [
+        _facts(config, job.names[key], columns) | result_of(found, others, config) for key, found in judged.items()
+    ]
     whole = results[0]
     if len(results) > 1:
         first, *rest = [(found, figures_of(found, others, config.calibration_bins)) for found in judged.values()]
@@ -112,13 +115,15 @@ def report(config: Any, job: Evaluation, judged: dict[str, Judgement], others: O
     show(results, whole.get("comparisons", []), config)
 
 
-def _facts(config: Any, name: str) -> dict[str, Any]:
+def _facts(config: Any, name: str, columns: bool) -> dict[str, Any]:
     """What was evaluated, and how."""
     facts: dict[str, Any] = {"checkpoint": name, "reference": config.reference or None, "beta": config.beta}
     for need in ("oracle", "teacher"):
         source = OmegaConf.to_container(config[need])
         assert isinstance(source, dict)
         facts[need] = next((source[which] for which in given(config[need])), None)
+    if columns and not facts["oracle"]:
+        facts["oracle"] = "columns"
     if facts["teacher"]:
         facts["shaping"] = OmegaConf.to_container(config.shaping)
     return facts | {"confidence": config.confidence, "resamples": config.resamples, "seed": config.seed}

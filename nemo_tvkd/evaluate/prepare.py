@@ -21,7 +21,7 @@ from nemo_tvkd.needs import Needs, Say, resolve_needs, teacher_value
 from nemo_tvkd.oracles import resolve_oracles
 from nemo_tvkd.parallel.vocab import Statistic
 from nemo_tvkd.runtime.launch import world_size
-from nemo_tvkd.values import as_list, check_result, check_values, given_paths, path_list
+from nemo_tvkd.values import as_list, check_result, check_values, given_paths, held_out
 
 SAME = ""
 """The reading of models that read pairs as the first checkpoint does."""
@@ -103,7 +103,7 @@ def prepare_evaluation(config: Any) -> Evaluation:
     notes: list[str] = []
     readings, needs = _readings(config, models, checkpoints, notes.append)
     first = next(iter(checkpoints))
-    paths = path_list(config.data.validation, "data.validation")
+    paths = held_out(config)
     with _evaluations_keys(first):
         items = needs.read(paths, "data.validation", lambda line: notes.append(_in_our_keys(line, first)))
     job = Evaluation(models, items, world_size(config.parallel), readings, names, notes=notes)

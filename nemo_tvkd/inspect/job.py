@@ -17,12 +17,11 @@ from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import write_whole
 from nemo_tvkd.inspect.numbers import Figures, Pair, Response, Rule, ranked, verdict
 from nemo_tvkd.inspect.text import pieces, words
-from nemo_tvkd.losses.tvkd import teacher_vanishes
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
 from nemo_tvkd.needs import teacher_value
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
-from nemo_tvkd.values import check_result, check_values, given_paths, path_list
+from nemo_tvkd.values import check_result, check_values, given_paths, held_out
 
 DATA = "data.validation"
 
@@ -74,7 +73,7 @@ def prepare_inspection(config: Any) -> Inspection:
     for key in names[1:]:
         check_vocabulary(models[key], encoder, key, "checkpoint")
     notes: list[str] = []
-    rows = encoder.read(path_list(config.data.validation, DATA), DATA, True, notes.append)
+    rows = encoder.read(held_out(config), DATA, True, notes.append)
     shaping = config.shaping
     rule = Rule(teacher_value(config), shaping.form, shaping.terminal, float(shaping.gamma))
     chosen = _chosen(config, len(rows))
@@ -139,7 +138,7 @@ def _ask(config: Any, job: Inspection) -> Answers:
     if job.chosen is None:
         found = ask.measure(module, job.rows, size, ask.values(job.rule.value))
         sums = [[float(job.rule.psi(said["value"]).sum()) for said in both] for both in found]
-        margins = [chosen - rejected for chosen, rejected in sums]
+        margins = [job.rule.margin(chosen, rejected) for chosen, rejected in sums]
     chosen = job.chosen if job.chosen is not None else ranked(margins, config.order)[: config.limit]
     rows = [job.rows[index] for index in chosen]
     asked = ask.tokens(job.rule.value)
@@ -179,7 +178,7 @@ def _figures(config: Any, job: Inspection, answers: Answers) -> Figures:
         text = texts[row.source]
         both = [{key: found[position][side] for key, found in answers.said.items()} for side in range(2)]
         chosen, rejected = (_response(job, row, side, said) for side, said in enumerate(both))
-        pairs.append(Pair(index + 1, row, text.id, list(text.messages), chosen, rejected))
+        pairs.append(Pair(index + 1, row, text.id, list(text.messages), chosen, rejected, job.rule))
     margins = answers.margins or [pair.margin for pair in pairs]
     measured = zip(margins, map(_length_difference, job.rows if answers.margins else rows), strict=True)
     figures = Figures(pairs, job.rule, config.beta, _facts(config, job, len(pairs)), _notes(job), list(measured))
@@ -208,7 +207,7 @@ def _response(job: Inspection, row: Tokenized, side: int, said: dict[str, Any]) 
 def _texts(config: Any, sources: set[str]) -> dict[str, Row]:
     """The rows as they stand in the data, by where they come from."""
     found: dict[str, Row] = {}
-    for row in iter_rows(path_list(config.data.validation, DATA), on_bad_row="skip", key=DATA):
+    for row in iter_rows(held_out(config), on_bad_row="skip", key=DATA):
         if row.source in sources:
             found[row.source] = row
         if len(found) == len(sources):
@@ -229,7 +228,7 @@ def _facts(config: Any, job: Inspection, shown: int) -> list[tuple[str, str]]:
     rule = job.rule
     facts = [(key.replace("_", " "), str(config[key])) for key in ("checkpoint", "reference", "reward_model")]
     facts = [(name, value) for name, value in facts if value]
-    facts += [("data", ", ".join(path_list(config.data.validation, DATA)))]
+    facts += [("data", ", ".join(held_out(config)))]
     facts += [("pairs", f"{shown} of {len(job.rows)}, order: {'as asked' if config.pairs else config.order}")]
     facts += [("value", rule.value.kind)]
     if rule.value.kind == "soft_value":
@@ -243,10 +242,8 @@ def _facts(config: Any, job: Inspection, shown: int) -> list[tuple[str, str]]:
 
 def _notes(job: Inspection) -> list[str]:
     """What of the rule makes the teacher vanish, and what was cut to length."""
-    rule, kind = job.rule, job.rule.value.kind
     notes = []
-    why = teacher_vanishes(kind=kind, form=rule.form, terminal=rule.terminal, gamma=rule.gamma, alpha=1)
-    if why:
+    if why := job.rule.vanishes:
         notes.append(f"The teacher vanishes from every pair's loss: {why.replace('algorithm.', '')}.")
     if cut := sum(row.truncated for row in job.rows):
         notes.append(

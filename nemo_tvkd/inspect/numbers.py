@@ -10,7 +10,7 @@ import torch
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.inspect.text import Pieces
-from nemo_tvkd.losses.tvkd import token_shaping
+from nemo_tvkd.losses.tvkd import teacher_vanishes, token_shaping
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 
 PERCENTILE = 98
@@ -30,6 +30,16 @@ class Rule:
     def of_states(self) -> bool:
         """Whether there are values of states; a kind of actions is psi itself."""
         return self.value.kind not in ACTION_KINDS
+
+    @property
+    def vanishes(self) -> str | None:
+        """Why Psi is the same of both responses of every pair, if it is; a difference is rounding then."""
+        kind = self.value.kind
+        return teacher_vanishes(kind=kind, form=self.form, terminal=self.terminal, gamma=self.gamma, alpha=1)
+
+    def margin(self, chosen: float, rejected: float) -> float:
+        """Psi_w - Psi_l."""
+        return 0.0 if self.vanishes else chosen - rejected
 
     @property
     def unit(self) -> str:
@@ -88,6 +98,7 @@ class Pair:
     turns: list[Turn]
     chosen: Response
     rejected: Response
+    rule: Rule
 
     @property
     def sides(self) -> tuple[Response, Response]:
@@ -96,7 +107,7 @@ class Pair:
     @property
     def margin(self) -> float:
         """Psi_w - Psi_l."""
-        return self.chosen.shaping - self.rejected.shaping
+        return self.rule.margin(self.chosen.shaping, self.rejected.shaping)
 
     @property
     def agrees(self) -> str:

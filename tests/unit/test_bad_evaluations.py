@@ -41,6 +41,11 @@ def test_outputs(world: World, fails: Fails, tmp_path: Path) -> None:
     assert both == f"output and pairs_output are both {file}: give the pairs another file"
 
 
+def test_training_data_is_read_by_nobody(world: World, fails: Fails) -> None:
+    said = fails(*world.evaluate(), f"data.train={world.pairs}")
+    assert said == "data.train is set, but this command reads data.validation: give the pairs there"
+
+
 def test_a_list_of_checkpoints_names_the_one_that_is_wrong(world: World, fails: Fails) -> None:
     command = ["evaluate", f"data.validation={world.pairs}"]
     assert fails(*command, f"checkpoint=[{world.student},/nowhere]").startswith(

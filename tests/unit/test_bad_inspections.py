@@ -10,7 +10,7 @@ from inspect_figures import RULE
 from nemo_tvkd.compose import compose
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.inspect.job import check_finite, prepare_inspection
-from nemo_tvkd.inspect.numbers import ranked, verdict
+from nemo_tvkd.inspect.numbers import Rule, ranked, verdict
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -54,6 +54,13 @@ def test_pairs_and_output(world: World, fails: Fails, tmp_path: Path) -> None:
     assert "is a directory: give the name of an HTML file" in fails(*given(world, f"output={tmp_path}"))
     assert "is the data, which would be written over" in fails(*given(world, f"output={world.pairs}"))
     assert fails(*given(world, "data.validation=")).startswith("data.validation is not set")
+
+
+def test_what_vanishes_is_a_tie_whatever_the_rounding() -> None:
+    vanishing = Rule(RULE.value, "potential_difference", "zero", 1.0)
+    assert vanishing.vanishes
+    assert verdict(vanishing.margin(-10.9290, -10.9291)) == "tie"
+    assert verdict(RULE.margin(-10.9290, -10.9291)) == "agrees"
 
 
 def test_the_order_of_pairs() -> None:
