@@ -10,7 +10,7 @@ from recipe_folder import Folder
 from nemo_tvkd.compose import compose
 from nemo_tvkd.prepare import _same_paths
 from nemo_tvkd.train import _save_config
-from nemo_tvkd.values import absolute
+from nemo_tvkd.values import absolute, expand_homes
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -47,6 +47,18 @@ def test_a_split_of_a_local_dataset(here: Path, tmp_path: Path) -> None:
 def test_home(here: Path, tmp_path: Path) -> None:
     assert absolute("~/data") == f"{tmp_path}/home/data"
     assert absolute("~/nothing") == "~/nothing"
+
+
+def test_home_is_meant_by_paths_alone(here: Path, tmp_path: Path) -> None:
+    """Not by words of a vocabulary; outputs too, which libraries would put elsewhere than we do."""
+    words = ["data.train=['~/a:0.7',b:0.3]", "trainer.output_dir='~/run'", "data.pad_token='~'", "algorithm=sft"]
+    config = compose("train", words)
+    expand_homes(config)
+    assert list(config.data.train) == [f"{tmp_path}/home/a:0.7", "b:0.3"]
+    assert (config.trainer.output_dir, config.data.pad_token) == (f"{tmp_path}/home/run", "~")
+    config = compose("evaluate", ["output='~/e.json'"])
+    expand_homes(config)
+    assert config.output == f"{tmp_path}/home/e.json"
 
 
 def test_home_is_the_same_when_a_run_goes_on(here: Path, tmp_path: Path) -> None:
