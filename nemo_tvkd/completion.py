@@ -86,6 +86,8 @@ def answer(arguments: Sequence[str], commands: Sequence[str]) -> str:
         arguments: bash and the line up to the cursor; zsh or fish and the words after the command's name.
         commands: names of the commands.
     """
+    if len(arguments) < 2:
+        return ""
     shell, *words = arguments
     if shell == "bash":
         words = _split(words[0])[1:]

@@ -37,7 +37,7 @@ def main(config: Any) -> int:
     check_installed(config.logger.wandb.project)
     prepared = prepare_training(config)
     done = _steps(_resumable(config))
-    if done >= prepared.max_steps and _owes_validation(config, prepared):
+    if done >= prepared.max_steps and _owes_validation(config, prepared, done):
         return launch.run(train_rank, (config, prepared), prepared.ranks)
     if is_rank_zero():
         for note in prepared.notes:
@@ -50,12 +50,13 @@ def main(config: Any) -> int:
     return launch.run(train_rank, (config, prepared), prepared.ranks)
 
 
-def _owes_validation(config: Any, prepared: Prepared) -> bool:
-    """Whether a run was stopped between its last checkpoint and the validation that comes after it."""
-    file = Path(config.trainer.output_dir) / "metrics.jsonl"
-    if not prepared.validation or not file.exists():
+def _owes_validation(config: Any, prepared: Prepared, step: int) -> bool:
+    """Whether a run was stopped between its checkpoint of a step and the validation that comes after it."""
+    file, interval = Path(config.trainer.output_dir) / "metrics.jsonl", config.trainer.val_interval
+    due = step >= prepared.max_steps or (interval > 0 and step % interval == 0)
+    if not step or not prepared.validation or not due or not file.exists():
         return False
-    return not any(row["step"] == prepared.max_steps and "eval_loss" in row for row in read_metrics(file))
+    return not any(row["step"] == step and "eval_loss" in row for row in read_metrics(file))
 
 
 def _resumable(config: Any) -> Path | None:
@@ -94,7 +95,8 @@ def fit(config: Any, prepared: Prepared) -> None:
     directory = Path(config.trainer.output_dir)
     resume: Path | None = launch.on_rank_zero(_take, config, prepared, directory)  # one view of a shared file system
     try:
-        _Run(config, prepared, _steps(resume)).fit(resume)
+        start = _steps(resume)
+        _Run(config, prepared, start, launch.on_rank_zero(_owes_validation, config, prepared, start)).fit(resume)
         launch.on_rank_zero(_write_finished, directory, prepared.max_steps)
     finally:
         _LOCKS.pop(directory, None)
@@ -166,10 +168,11 @@ def _save_config(config: Any, directory: Path) -> None:
 class _Run:
     """The NeMo objects of one training run."""
 
-    def __init__(self, config: Any, prepared: Prepared, start: int) -> None:
+    def __init__(self, config: Any, prepared: Prepared, start: int, owes_validation: bool) -> None:
         from nemo_tvkd.models.policy import Objective
 
         self.config, self.prepared, self.start = config, prepared, start
+        self.owed = start if owes_validation else None
         self.method = METHODS[config.algorithm.name]
         self.objective: Objective = Objective(self.method, config.algorithm)
         self.lm_head_memory = config.parallel.lm_head_memory_mib * 2**20
@@ -187,10 +190,9 @@ class _Run:
         (recorder,) = (callback for callback in callbacks if isinstance(callback, Recorder))
         with recorder:
             trainer.fit(model, data, ckpt_path=str(resume) if resume else None)
-            if self.start >= self.prepared.max_steps:  # stopped before its last validation: all that is left to do
-                for callback in callbacks:
-                    if isinstance(callback, Validator):
-                        callback.run(self.start)
+            for callback in callbacks:
+                if isinstance(callback, Validator):
+                    callback.catch_up()  # where it was all that was left to do, no training has started
 
     def _model(self) -> "PolicyModel":
         import torch
@@ -250,7 +252,7 @@ class _Run:
         chooser = self._chooser(model)
         callbacks = [StepSeed(options.seed), *(c for c in (scorer, chooser) if c), log, save]
         if self.prepared.validation:
-            callbacks.append(Validator(self._validation(model, scorer, chooser), log, options.val_interval))
+            callbacks.append(Validator(self._validation(model, scorer, chooser), log, options.val_interval, self.owed))
         return callbacks
 
     def _chooser(self, model: "PolicyModel") -> Any:

@@ -131,7 +131,7 @@ def step_task(overrides: list[str], response: int, sizes: dict[str, Any]) -> dic
     items = random_items(config.trainer.global_batch_size, lengths, sizes["vocab_size"])
     student: Any = SimpleNamespace(config=hf_config(**sizes))
     prepared = Prepared(student, items, [], STEPS, 0)
-    model = train._Run(config, prepared, 0)._model()
+    model = train._Run(config, prepared, 0, False)._model()
     data = build.data_module(config, prepared, 0)
     results: dict[str, int] = {}
     callback = measuring_callback(model, results)

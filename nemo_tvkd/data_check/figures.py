@@ -1,4 +1,4 @@
-"""What is counted and measured of a data set, row by row; nothing but lengths and a few examples is kept."""
+"""What is counted and measured of a data set, row by row; lengths, a hash and a place of each are kept."""
 
 import hashlib
 import re

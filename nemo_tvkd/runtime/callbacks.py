@@ -133,10 +133,24 @@ class Validator(pl.Callback):
     """Validation means every `interval` steps (0: at the end only), recorded under "eval_" names.
 
     It comes after the checkpointer, so that a validation that fails costs no training.
+
+    Args:
+        owed: the step that the run goes on from, if it was stopped before that step's validation.
     """
 
-    def __init__(self, validate: Callable[[], dict[str, float]], recorder: Recorder, interval: int) -> None:
-        self.validate, self.recorder, self.interval = validate, recorder, interval
+    def __init__(
+        self, validate: Callable[[], dict[str, float]], recorder: Recorder, interval: int, owed: int | None = None
+    ) -> None:
+        self.validate, self.recorder, self.interval, self.owed = validate, recorder, interval, owed
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.catch_up()
+
+    def catch_up(self) -> None:
+        """Make up for the validation that is owed (collective)."""
+        if self.owed is not None:
+            step, self.owed = self.owed, None
+            self.run(step)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, last = trainer.global_step, self.recorder.max_steps

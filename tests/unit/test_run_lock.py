@@ -122,4 +122,11 @@ def test_a_last_validation_that_was_cut_off_is_owed(tmp_path: Path) -> None:
     whole = '{"step": 3, "loss": 0.5}\n{"step": 3, "eval_loss": 0.25}\n'
     for text, owed in ((whole, False), (whole[:-8], True), (whole[:30], True), ("", True)):
         rows.write_text(text)
-        assert train._owes_validation(config, prepared) is owed
+        assert train._owes_validation(config, prepared, 3) is owed
+    rows.write_text(whole)
+    assert train._owes_validation(config, prepared, 2) is False  # no validation after this step
+    config.trainer.val_interval = 2
+    assert train._owes_validation(config, prepared, 2) is True
+    assert train._owes_validation(config, prepared, 0) is False
+    prepared.validation = []
+    assert train._owes_validation(config, prepared, 2) is False
