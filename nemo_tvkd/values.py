@@ -230,7 +230,7 @@ def check_result(path: str, key: str, kind: str, read: Sequence[str] = ()) -> No
     check_writable(path, key)
     if Path(path).is_dir():
         raise UserError(f"{key}: {path} is a directory: give the name of {kind} file")
-    if any(Path(one).expanduser().resolve() == Path(path).resolve() for one in read):
+    if any(Path(os.path.expanduser(one)).resolve() == Path(path).resolve() for one in read):
         raise UserError(f"{key}: {path} is the data, which would be written over: give {kind} file another name")
 
 
@@ -240,13 +240,13 @@ def absolute(value: Any) -> Any:
         return [absolute(each) for each in value]
     if not isinstance(value, str) or not value or value in NAMED:
         return value
-    if Path(value).expanduser().exists():
-        return str(Path(value).expanduser().absolute())
+    if Path(os.path.expanduser(value)).exists():
+        return str(Path(os.path.expanduser(value)).absolute())
     if weighted := WEIGHTED.fullmatch(value):
         return f"{absolute(weighted[1])}:{weighted[2]}"
     folder = parse(value).name
-    there = folder and Path(folder).expanduser().is_dir()
-    return f"{Path(folder).expanduser().absolute()}{value[len(folder) :]}" if there else value
+    there = folder and Path(os.path.expanduser(folder)).is_dir()
+    return f"{Path(os.path.expanduser(folder)).absolute()}{value[len(folder) :]}" if there else value
 
 
 def path_list(value: Any, key: str) -> list[str]:
@@ -273,7 +273,7 @@ def weighted_paths(value: Any, key: str) -> tuple[list[str], list[float] | None]
     """
     if not (entries := given_paths(value, key)):
         raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
-    split = [None if Path(entry).expanduser().exists() else WEIGHTED.fullmatch(entry) for entry in entries]
+    split = [None if Path(os.path.expanduser(entry)).exists() else WEIGHTED.fullmatch(entry) for entry in entries]
     paths = [found[1] if found else entry for entry, found in zip(entries, split, strict=True)]
     weighted = [entry for entry, found in zip(entries, split, strict=True) if found]
     if not weighted:

@@ -1,5 +1,6 @@
 """From a recipe, a cluster and what the user typed to the stages of a chain, each a complete command line."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,7 +104,7 @@ def load_recipe(arguments: Sequence[str], folder: str = "") -> Submission:
     typed = {name: [w for w in arguments if first(w) == name] for name in names}
     own = [word for word in arguments if first(word) not in names]
     config = _composed(own, folder)
-    run_dir = Path(config.run_dir).expanduser().absolute()
+    run_dir = Path(os.path.expanduser(config.run_dir)).absolute()
     clusters: dict[str, Any] = {}
     for name, words in typed.items():
         if about := [w.split(".", 1)[1] for w in words if w.startswith(f"{name}.cluster.")]:

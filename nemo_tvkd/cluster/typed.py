@@ -2,6 +2,7 @@
 
 import difflib
 import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ def typed_of(stage: str, words: Sequence[str]) -> Typed:
 def _existing(word: str, value: str, stage: str) -> Path:
     if not value:
         raise UserError(f"{word} names no path: write {stage}=PATH for what takes the place of stage {stage}")
-    path = Path(value).expanduser().absolute()
+    path = Path(os.path.expanduser(value)).absolute()
     if not path.exists():
         raise UserError(f"{word}: {path} does not exist, so it cannot take the place of stage {stage}")
     return path
