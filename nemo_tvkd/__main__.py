@@ -104,7 +104,7 @@ def _run(command: str, rest: list[str]) -> int:
 
         print(OmegaConf.to_yaml(config), end="")
         return 0
-    from nemo_tvkd.values import expand_homes
+    from nemo_tvkd.paths import expand_homes
 
     expand_homes(config)
     return RUNNERS[command](config)

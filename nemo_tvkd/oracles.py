@@ -11,7 +11,7 @@ from nemo_tvkd.data.lazy import Lazy, Numbers, mapped
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import ORACLE_REWARDS
 from nemo_tvkd.needs import Needs, Say, option, resolve, set_reader, title
-from nemo_tvkd.values import given_paths
+from nemo_tvkd.paths import given_paths
 
 
 def resolve_oracles(config: Any, found: Needs, say: Say) -> None:

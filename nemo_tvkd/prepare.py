@@ -33,8 +33,9 @@ from nemo_tvkd.models.hf import (
 )
 from nemo_tvkd.needs import Needs, resolve_needs
 from nemo_tvkd.oracles import standardized
+from nemo_tvkd.paths import check_writable, path_list, weighted_paths
 from nemo_tvkd.runtime.launch import world_size
-from nemo_tvkd.values import check_values, check_writable, path_list, weighted_paths
+from nemo_tvkd.values import check_values
 
 
 @dataclass

@@ -20,12 +20,12 @@ from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
 from nemo_tvkd.models.hf import newest_complete
 from nemo_tvkd.needs import option, provides, teacher_value
+from nemo_tvkd.paths import PATH_KEYS, absolute
 from nemo_tvkd.prepare import Prepared, prepare_training
 from nemo_tvkd.report.folder import read_metrics
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.weights_and_biases import check_installed
-from nemo_tvkd.values import PATH_KEYS, absolute
 
 if TYPE_CHECKING:
     from nemo_tvkd.data.batch import Batch

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.paths import check_writable
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.scores.job import check_what
-from nemo_tvkd.values import check_values, check_writable
+from nemo_tvkd.values import check_values
 
 PARTS = ("vocab", "score", "step")
 

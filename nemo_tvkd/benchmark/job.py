@@ -15,8 +15,9 @@ from nemo_tvkd.benchmark.results import show
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import Checkpoint, check_heads, classifies_sequences, find_checkpoint, weights_fingerprint
+from nemo_tvkd.paths import check_writable
 from nemo_tvkd.runtime.exits import rank_variables
-from nemo_tvkd.values import check_values, check_writable
+from nemo_tvkd.values import check_values
 
 ALPACA, MT_BENCH = "alpaca_eval", "mt_bench"
 VERSIONS = ("nemo_tvkd", "torch", "transformers", "datasets", "lm_eval", "vllm")

@@ -12,7 +12,8 @@ from nemo_tvkd.cluster.times import seconds, shorter
 from nemo_tvkd.cluster.typed import Typed, check_choice, check_first, first, typed_of
 from nemo_tvkd.compose import compose, written
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import PATH_KEYS, absolute, check_values
+from nemo_tvkd.paths import PATH_KEYS, absolute
+from nemo_tvkd.values import check_values
 
 OUTPUT_KEYS = {
     "train": "trainer.output_dir",

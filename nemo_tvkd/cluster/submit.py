@@ -20,8 +20,8 @@ from nemo_tvkd.cluster.render import render
 from nemo_tvkd.doctor import see_what_jobs_see
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import write_whole
+from nemo_tvkd.paths import check_writable
 from nemo_tvkd.report.folder import read_run, tail
-from nemo_tvkd.values import check_writable
 
 SUBMISSION = "submission.json"
 OWN = ("SLURM_CONF", "SLURM_JWT")

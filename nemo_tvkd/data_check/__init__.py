@@ -19,7 +19,8 @@ def main(config: Any) -> int:
     """
     from nemo_tvkd.data_check.figures import Check, reads_pairs
     from nemo_tvkd.data_check.show import show
-    from nemo_tvkd.values import check_result, check_values, weighted_paths
+    from nemo_tvkd.paths import check_result, weighted_paths
+    from nemo_tvkd.values import check_values
 
     check_values(config)
     paths, weights = weighted_paths(config.data.train, KEY)

@@ -9,7 +9,7 @@ from nemo_tvkd.doctor.container import container_checks
 from nemo_tvkd.doctor.sizes import GIB, disk_bytes
 from nemo_tvkd.doctor.stages import StageChecks
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import check_writable
+from nemo_tvkd.paths import check_writable
 
 
 def cluster_checks(submission: Submission, stages: Sequence[StageChecks]) -> Iterator[Check]:

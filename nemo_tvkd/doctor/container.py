@@ -13,7 +13,8 @@ from nemo_tvkd.compose import flatten
 from nemo_tvkd.doctor.check import Check
 from nemo_tvkd.doctor.stages import StageChecks
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import PATH_KEYS, as_list
+from nemo_tvkd.paths import PATH_KEYS
+from nemo_tvkd.values import as_list
 
 FILES = (".sif", ".sqsh")
 """Endings of images that are files."""

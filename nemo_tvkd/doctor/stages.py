@@ -17,8 +17,9 @@ from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import METHODS
 from nemo_tvkd.models.hf import check_architecture, check_layout, padded_vocab_size
 from nemo_tvkd.needs import STORED
+from nemo_tvkd.paths import given_paths, path_list
 from nemo_tvkd.prepare import check_batches, check_output
-from nemo_tvkd.values import check_values, given_paths, path_list
+from nemo_tvkd.values import check_values
 
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint", "reference")
 OWN_MODEL = {"train": "student.path", "score": "score.model", "evaluate": "checkpoint"}

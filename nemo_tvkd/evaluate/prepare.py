@@ -20,8 +20,9 @@ from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, che
 from nemo_tvkd.needs import Needs, Say, resolve_needs, teacher_value
 from nemo_tvkd.oracles import resolve_oracles
 from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.paths import check_result, given_paths, held_out
 from nemo_tvkd.runtime.launch import world_size
-from nemo_tvkd.values import as_list, check_result, check_values, given_paths, held_out
+from nemo_tvkd.values import as_list, check_values
 
 SAME = ""
 """The reading of models that read pairs as the first checkpoint does."""

@@ -19,9 +19,10 @@ from nemo_tvkd.inspect.numbers import Figures, Pair, Response, Rule, ranked, ver
 from nemo_tvkd.inspect.text import pieces, words
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
 from nemo_tvkd.needs import teacher_value
+from nemo_tvkd.paths import check_result, given_paths, held_out
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
-from nemo_tvkd.values import check_result, check_values, given_paths, held_out
+from nemo_tvkd.values import check_values
 
 DATA = "data.validation"
 

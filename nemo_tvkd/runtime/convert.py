@@ -8,9 +8,10 @@ from typing import Any
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.models.hf import check_architecture, find_checkpoint
+from nemo_tvkd.paths import check_writable
 from nemo_tvkd.runtime.hf_weights import head_beside
 from nemo_tvkd.runtime.reward_models import export_kind, pad_token_warning
-from nemo_tvkd.values import check_values, check_writable
+from nemo_tvkd.values import check_values
 
 
 def import_main(config: Any) -> int:

@@ -21,11 +21,12 @@ from nemo_tvkd.models.hf import (
     weights_fingerprint,
 )
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, LOGPROB
+from nemo_tvkd.paths import path_list
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.progress import ScoringProgress, display
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
-from nemo_tvkd.values import check_values, path_list, wanted_values
+from nemo_tvkd.values import check_values, wanted_values
 
 BATCHES_PER_PASS = 16
 """Micro-batches per trip through the pipeline schedule: enough to fill it, few enough to report progress."""

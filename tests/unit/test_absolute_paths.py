@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from recipe_folder import Folder
 
 from nemo_tvkd.compose import compose
+from nemo_tvkd.paths import absolute, expand_homes
 from nemo_tvkd.prepare import _same_paths
 from nemo_tvkd.train import _save_config
-from nemo_tvkd.values import absolute, expand_homes
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

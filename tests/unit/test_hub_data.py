@@ -13,7 +13,7 @@ import pytest
 from nemo_tvkd.compose import compose
 from nemo_tvkd.data.pairs import Row, read_rows
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import path_list
+from nemo_tvkd.paths import path_list
 
 CARD = """---
 configs:

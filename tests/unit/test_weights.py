@@ -14,9 +14,9 @@ from nemo_tvkd.__main__ import main
 from nemo_tvkd.compose import compose
 from nemo_tvkd.data.stream import EpochStream, Mixture, WeightedStream, open_stream
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.paths import absolute, path_list, weighted_paths
 from nemo_tvkd.prepare import prepare_training
 from nemo_tvkd.train import _save_config
-from nemo_tvkd.values import absolute, path_list, weighted_paths
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
