@@ -37,7 +37,10 @@ def _parts(
 ) -> Iterator[Any]:
     first = results[0]
     facts = [f"{first['pairs']} pairs", f"beta {number(first['beta'])}"]
-    facts += [f"{name} {_text(first[name])}" for name in ("reference", "oracle", "teacher") if first[name]]
+    judges = {name: first[name] for name in ("reference", "oracle", "teacher") if first[name]}
+    if judges.get("oracle") == "columns":
+        judges["oracle"] = "the data's columns"
+    facts += [f"{name} {_text(judge)}" for name, judge in judges.items()]
     names = [result["checkpoint"] for result in results]
     yield Text(f"\n{names[0]}" if len(names) == 1 else f"\n{len(names)} checkpoints", style="bold")
     yield Text(", ".join(facts))

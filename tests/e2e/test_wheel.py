@@ -58,6 +58,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
     there = {
         str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "nemo_tvkd").rglob("*.py") if "/." not in str(file)
     }
+    there |= {f"nemo_tvkd/inspect/page.{kind}" for kind in ("html", "css", "js")}
     for folder, pattern in (("conf", "*.yaml"), ("conf", "*.json"), ("conf", "*.jinja"), ("slurm", "*.sbatch")):
         there |= {f"nemo_tvkd/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / folder).rglob(pattern)}
     assert packed == there
