@@ -20,6 +20,8 @@ EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
 """Standard output was closed (`... | head -1`): what a shell reports for a process that SIGPIPE ended."""
 PEER_GRACE_SECONDS = 3.0
+SIGNAL_GRACE_SECONDS = 0.5
+"""So long after another rank the signal may come that ended it: then there is nothing to say of lost contact."""
 SAVE_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 """A training run answers these with a checkpoint and exit code 85."""
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
@@ -120,6 +122,7 @@ def _guarded(entry: Callable[..., int | None], *args: Any) -> int:
         if _lost_a_peer(error):
             # Not this rank's fault: let the launcher see the rank that died first, and its error instead of ours.
             told = signals.told_to_stop()  # so was the other, which had nothing to save yet, or nothing more
+            time.sleep(0 if told else SIGNAL_GRACE_SECONDS)
             print(f"nemo-tvkd: rank {rank()} lost contact with another rank and stops", file=sys.stderr, flush=True)
             time.sleep(0 if told else PEER_GRACE_SECONDS)
             return EXIT_PREEMPTED if told else 1

@@ -78,7 +78,7 @@ def test_a_teacher(world: World, fails: Fails) -> None:
     said = fails(*command, f"teacher.scores={world.store}", "beta=0.5")
     assert said.startswith("teacher.scores: the score store")
     assert "score.temperature=0.5" in said
-    ends = world.make_store("ends", "score.value_storage=ends")
+    ends = world.make_store("ends_of_one", "score.value_storage=ends")
     settings = [f"teacher.scores={ends}", "shaping.temperature=0.01", "shaping.gamma=0.9"]
     said = fails(*command, *settings)
     assert "enough for shaping.gamma=1 with shaping.form=potential_difference" in said

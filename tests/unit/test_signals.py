@@ -40,6 +40,8 @@ def start(program: str, **variables: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell that runs tests in the background has Ctrl-C ignored in all that it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout
     assert process.stdout.readline() == "ready\n", process.communicate()[1]
@@ -68,6 +70,7 @@ def test_a_blocked_command_ends_at_once(number: int) -> None:
 def test_the_wait_of_these_tests_is_one_that_python_cannot_leave() -> None:
     """By a handler alone the process would still wait: these tests can fail."""
     process = start("signal.signal(signal.SIGUSR1, lambda *args: os._exit(85))\nblocked()")
+    time.sleep(0.5)  # from "ready" to where it waits
     process.send_signal(signal.SIGUSR1)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(timeout=1)
