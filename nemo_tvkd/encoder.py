@@ -6,10 +6,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from nemo_tvkd.data.align import check_offsets
 from nemo_tvkd.data.cache import cached_tokens, ids_of
 from nemo_tvkd.data.pairs import ReadReport, iter_rows, read_rows
-from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.template import Template, iter_tokenized, tokenize_rows
 from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
 from nemo_tvkd.data.tokenizer import Dialogue, load_tokenizer, same_vocabulary, set_tokens, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
@@ -119,23 +118,9 @@ class Encoder:
         self, paths: list[str], reading: dict[str, Any], encoding: dict[str, Any], report: TokenizeReport
     ) -> Iterator[Tokenized]:
         """The same rows one by one; `report` is complete when they have ended."""
-        if encoding["positions"]:
-            check_offsets(self.tokenizer)
         read = ReadReport()
-        for row in iter_rows(paths, report=read, **reading):
-            try:
-                (tokenized,), made = tokenize_rows([row], self.template, on_bad_row="error", **encoding)
-            except UserError as error:
-                if reading["on_bad_row"] == "error":
-                    raise
-                report.bad.append(str(error))
-                continue
-            report.pairs += 1
-            report.prompts_truncated += made.prompts_truncated
-            report.responses_truncated += made.responses_truncated
-            yield tokenized
-        if report.bad and not report.pairs:
-            raise UserError(f"each of the {len(report.bad)} rows is bad; the first: {report.bad[0]}")
+        rows = iter_rows(paths, report=read, **reading)
+        yield from iter_tokenized(rows, self.template, report, on_bad_row=reading["on_bad_row"], **encoding)
         report.bad, report.left_out = read.bad + report.bad, read.left_out
 
 

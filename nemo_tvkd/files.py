@@ -19,3 +19,9 @@ def write_whole(path: Path, data: str | bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_result(path: Path, data: str | bytes) -> None:
+    """The same, in a folder that is made where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, data)

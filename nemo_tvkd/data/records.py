@@ -13,6 +13,8 @@ from nemo_tvkd.errors import UserError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 """How HH-RLHF writes who speaks; the plain transcript of every layout uses the same marks."""
+MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+"""Either of them, also at the start of a text."""
 
 REWARDS = (
     ("chosen_reward", "rejected_reward"),
@@ -247,7 +249,7 @@ def _asked(prompt: str) -> list[Turn]:
 
 def _dialogue(text: str) -> list[Turn]:
     """The turns of a transcript; text before the first mark is the system's."""
-    system, *rest = re.split(r"(?:\A|\n\n)(Human|Assistant):", text)
+    system, *rest = MARK.split(text)
     turns = [{"role": "system", "content": system.strip()}] if system.strip() else []
     for speaker, content in zip(rest[::2], rest[1::2], strict=True):
         turns.append({"role": "user" if speaker == "Human" else "assistant", "content": content.strip()})

@@ -5,7 +5,7 @@ response that was not cut ends with an end token; one that was cut does not, so 
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -255,7 +255,28 @@ def tokenize_rows(
     positions: bool = False,
     turns: str = "last",
 ) -> tuple[list[Tokenized], TokenizeReport]:
-    """Encode `rows` in order; `positions` and `turns` as in `Template.encode`.
+    """Every row as ids, and what was cut and skipped; see `iter_tokenized`."""
+    report = TokenizeReport()
+    lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
+    how: dict[str, Any] = {**lengths, "on_bad_row": on_bad_row, "positions": positions, "turns": turns}
+    return list(iter_tokenized(rows, template, report, **how)), report
+
+
+def iter_tokenized(
+    rows: Iterable[Row],
+    template: Template,
+    report: TokenizeReport,
+    *,
+    max_length: int,
+    max_prompt_length: int | None,
+    on_bad_row: str = "error",
+    positions: bool = False,
+    turns: str = "last",
+) -> Iterator[Tokenized]:
+    """Encode `rows` in order, one at a time; `positions` and `turns` as in `Template.encode`.
+
+    Args:
+        report: is filled in; complete when the last row has been taken.
 
     Raises:
         UserError: the first bad row if `on_bad_row` is "error"; with "skip", nothing but bad rows; for positions, a
@@ -265,20 +286,19 @@ def tokenize_rows(
         check_offsets(template.tokenizer)
     if on_bad_row not in ("error", "skip"):
         raise UserError(f"data.on_bad_row={on_bad_row} is none of error, skip")
-    kept: list[Tokenized] = []
-    report, lengths = TokenizeReport(), (max_length, max_prompt_length)
     for row in rows:
         try:
-            tokenized, prompts_cut, responses_cut = template._encode(row, *lengths, positions, turns)
+            tokenized, prompts_cut, responses_cut = template._encode(
+                row, max_length, max_prompt_length, positions, turns
+            )
         except UserError as error:
             if on_bad_row == "error":
                 raise
             report.bad.append(str(error))
             continue
-        kept.append(tokenized)
+        report.pairs += 1
         report.prompts_truncated += prompts_cut
         report.responses_truncated += responses_cut
-    if report.bad and not kept:
+        yield tokenized
+    if report.bad and not report.pairs:
         raise UserError(f"each of the {len(report.bad)} rows is bad; the first: {report.bad[0]}")
-    report.pairs = len(kept)
-    return kept, report

@@ -5,7 +5,6 @@ plain transcript it begins behind its "Assistant:" and ends where the next "Huma
 answer there but the last. An answer that opens a conversation has no prompt: it is read, and not trained.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -13,11 +12,9 @@ import numpy as np
 
 from nemo_tvkd.data.align import Reply, Span
 from nemo_tvkd.data.fields import Turn
-from nemo_tvkd.data.records import Row
+from nemo_tvkd.data.records import MARK, Row
 from nemo_tvkd.errors import UserError
 
-MARK = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-"""Who speaks next in a plain transcript."""
 INSTEAD = "data.assistant_turns=last trains the last answer alone"
 
 

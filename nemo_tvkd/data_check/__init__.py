@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_result
 
 KEY = "data.train"
 
@@ -33,7 +36,7 @@ def main(config: Any) -> int:
         check.read(paths, KEY, said)
     figures = {"paths": paths, "weights": weights, "tokenizer": config.tokenizer or None, **check.figures()}
     if config.output:
-        _write(Path(config.output), figures)
+        write_result(Path(config.output), json.dumps(figures, indent=2) + "\n")
     if check.report.files:
         show(figures)
     if check.error:
@@ -66,25 +69,13 @@ def _template(config: Any) -> Any:
     return Template(loaded, data.chat_template)
 
 
-def _status() -> Any:
+@contextmanager
+def _status() -> Iterator[Callable[[int], None]]:
     """Says how far reading is, on a terminal."""
-    from contextlib import contextmanager
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
 
-    @contextmanager
-    def status() -> Any:
-        if not sys.stderr.isatty():
-            yield lambda count: None
-            return
-        from rich.console import Console
-
-        with Console(stderr=True).status("reading") as shown:
-            yield lambda count: shown.update(f"reading: {count:,} rows")
-
-    return status()
-
-
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    from nemo_tvkd.files import write_whole
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(figures, indent=2) + "\n")
+    with Console(stderr=True).status("reading") as shown:
+        yield lambda count: shown.update(f"reading: {count:,} rows")

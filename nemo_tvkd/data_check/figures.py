@@ -166,7 +166,7 @@ class Check:
         """Pairs are one where their ids are (without a tokenizer: their texts)."""
         texts = repr((row.plain_prompt, row.chosen, row.rejected))
         name = bytes.fromhex(tokens.pair_id) if tokens else hashlib.sha256(texts.encode()).digest()[:16]
-        if first := self._seen.setdefault(name, row.source) if name in self._seen else "":
+        if first := self._seen.get(name):
             self.duplicates += 1
             if len(self.twins) < TWINS:
                 self.twins.append((first, row.source))

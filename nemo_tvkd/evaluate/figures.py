@@ -16,6 +16,7 @@ from nemo_tvkd.evaluate.calibration import (
 )
 from nemo_tvkd.evaluate.intervals import Figure, intervals
 from nemo_tvkd.evaluate.metrics import (
+    agreeing,
     by_strength,
     implicit_rewards,
     margins_of,
@@ -100,18 +101,18 @@ def figures_of(judged: Judgement, others: Others, calibration_bins: int) -> dict
     return found
 
 
-def result_of(judged: Judgement, others: Others, config: Any) -> dict[str, Any]:
-    """The figures by name, with NAME_stderr and NAME_interval beside them, and tables by confidence and strength."""
+def result_of(judged: Judgement, others: Others, figures: dict[str, Figure], config: Any) -> dict[str, Any]:
+    """What is written: `figures` (of :func:`figures_of`) by name, with NAME_stderr and NAME_interval beside them, and
+    tables by confidence and strength."""
     result: dict[str, Any] = {"pairs": len(judged.lengths)}
     for prefix, rewards in judged.rewards.items():
         result |= preference_metrics(rewards, prefix)
     for prefix, judge in (("shaping", others.shaping), ("oracle", others.oracle)):
         if judge is not None:
             result |= preference_metrics(judge, prefix)
-    found = figures_of(judged, others, config.calibration_bins)
-    result |= {name: figure.value for name, figure in found.items()}
+    result |= {name: figure.value for name, figure in figures.items()}
     if config.resamples:
-        edges = intervals(found, config.confidence, config.resamples, config.seed)
+        edges = intervals(figures, config.confidence, config.resamples, config.seed)
         result |= {f"{name}_interval": None if edge is None else list(edge) for name, edge in edges.items()}
     result["by_confidence"] = {
         prefix: by_confidence(margins_of(rewards), config.calibration_bins)
@@ -149,8 +150,8 @@ def _share(yes: np.ndarray, where: np.ndarray | None = None) -> Figure:
 
 def _agreeing(rewards: np.ndarray, other_margins: np.ndarray) -> Figure:
     """The share that prefers what another judge prefers, of the pairs where that one prefers either."""
-    where = np.flatnonzero(other_margins)
-    return _share(np.sign(margins_of(rewards)[where]) == np.sign(other_margins[where]), where)
+    where, agrees = agreeing(rewards, other_margins)
+    return _share(agrees, where)
 
 
 def _correlated(rewards: np.ndarray, other: np.ndarray, statistic: Any) -> Figure:

@@ -1,13 +1,12 @@
 """What models say of each pair: one model after the other runs over the pairs in this job's ranks."""
 
 import gc
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from nemo_tvkd.data.batch import Batch, Item, collate
+from nemo_tvkd.data.batch import Batch, Item
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice, potential_shaping
@@ -15,8 +14,6 @@ from nemo_tvkd.models.hf import Checkpoint
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
 
 LOGPS, REWARDS, SHAPING = "logps", "rewards", "shaping"
-BATCHES_PER_PASS = 16
-"""Micro-batches per trip through the pipeline schedule: enough to fill it; more data than memory passes through."""
 Read = Callable[[Batch, Any], Any]
 """(micro-batch, readout) -> [N] float64, on the last pipeline stage."""
 
@@ -38,36 +35,18 @@ def pair_numbers(
         UserError: a number that is not finite; names the pair.
     """
     import torch
-    import torch.distributed as dist
-    from megatron.core import parallel_state
 
-    from nemo_tvkd.models.frozen import load_frozen, pipeline_forward
+    from nemo_tvkd.models.frozen import load_frozen, measure
 
-    def statistics(batch: Batch, readout: Any) -> Any:
-        return torch.stack([ask(batch, readout) for ask in read.values()])
+    def asked(batch: Batch, readout: Any) -> list[list[float]]:
+        return torch.stack([ask(batch, readout) for ask in read.values()], dim=1).tolist()
 
     memory = config.parallel.lm_head_memory_mib * 2**20
     module = load_frozen(checkpoint, key, config.precision, memory, lm_head=set(read) != {REWARDS})
-    replica = parallel_state.get_data_parallel_rank()
-    replicas = parallel_state.get_data_parallel_world_size()
-    size = config.micro_batch_size
-    mine = range(replica, len(items), replicas)
-    starts = range(0, len(mine), size)
-    answers: list[Any] = []
-    for first in range(0, len(starts), BATCHES_PER_PASS):
-        some = starts[first : first + BATCHES_PER_PASS]
-        batches = [collate([items[i] for i in mine[start : start + size]]) for start in some]
-        for result in pipeline_forward(module, batches, statistics):
-            answers.append(result.unflatten(1, (2, -1)).permute(2, 0, 1).cpu().numpy())
+    ordered = np.array(measure(module, items, config.micro_batch_size, asked), dtype=np.float64)
     del module
     release_memory()
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (replica, np.concatenate(answers) if answers else None))
-    ordered = np.full((len(items), len(read), 2), math.nan)
-    for index, part in everyone:
-        if part is not None:
-            ordered[index::replicas] = part
-    found = {name: ordered[:, i] for i, name in enumerate(read)}
+    found = {name: ordered[:, :, i] for i, name in enumerate(read)}
     for name, numbers in found.items():
         _check_finite(numbers, name, items, f"{key}: {checkpoint.path}")
     return found

@@ -21,7 +21,7 @@ from nemo_tvkd.evaluate.forward import (
     stored_shaping,
 )
 from nemo_tvkd.evaluate.prepare import Evaluation, given, prepare_evaluation
-from nemo_tvkd.files import write_whole
+from nemo_tvkd.files import write_result
 from nemo_tvkd.models.hf import Checkpoint
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
@@ -64,14 +64,10 @@ def judge(config: Any, job: Evaluation, models: dict[str, Checkpoint]) -> tuple[
             asked[REWARDS] = read_rewards
         items = job.items_of(key)
         found = pair_numbers(config, model, key, items, asked)
-        lengths = np.array([[len(ids) for ids in _responses(item.tokens)] for item in items])
+        lengths = np.array([[len(response) for _, response in item.sequences()] for item in items])
         reference = references.get(job.readings[key])
         judged[key] = Judgement(lengths, found.get(LOGPS), reference, found.get(REWARDS), config.beta)
     return judged, _others(config, job, models)
-
-
-def _responses(tokens: Any) -> tuple[Any, Any]:
-    return tokens.chosen_ids, tokens.rejected_ids
 
 
 def _others(config: Any, job: Evaluation, models: dict[str, Checkpoint]) -> Others:
@@ -95,12 +91,14 @@ def report(config: Any, job: Evaluation, judged: dict[str, Judgement], others: O
     from nemo_tvkd.evaluate.tables import show
 
     columns = others.oracle is not None
+    figures = {key: figures_of(found, others, config.calibration_bins) for key, found in judged.items()}
     results = [
-        _facts(config, job.names[key], columns) | result_of(found, others, config) for key, found in judged.items()
+        _facts(config, job.names[key], columns) | result_of(found, others, figures[key], config)
+        for key, found in judged.items()
     ]
     whole = results[0]
     if len(results) > 1:
-        first, *rest = [(found, figures_of(found, others, config.calibration_bins)) for found in judged.values()]
+        first, *rest = [(found, figures[key]) for key, found in judged.items()]
         names = list(job.names.values())
         compared = [
             {"checkpoint": name, "against": names[0], "pairs": len(job.items), **row}
@@ -109,9 +107,9 @@ def report(config: Any, job: Evaluation, judged: dict[str, Judgement], others: O
         whole = {"checkpoints": results, "comparisons": compared}
     text = json.dumps(whole, indent=1, allow_nan=False) + "\n"
     if config.pairs_output:
-        _write(Path(config.pairs_output), _pair_lines(job, judged, others))
+        write_result(Path(config.pairs_output), _pair_lines(job, judged, others))
     if config.output:  # last: a recipe's stage is done when it is there
-        _write(Path(config.output), text)
+        write_result(Path(config.output), text)
     show(results, whole.get("comparisons", []), config)
 
 
@@ -147,9 +145,3 @@ def _pair_lines(job: Evaluation, judged: dict[str, Judgement], others: Others) -
         line |= own[0] if len(own) == 1 else {"checkpoints": own}
         lines.append(json.dumps(line, allow_nan=False) + "\n")
     return "".join(lines)
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all: where the file is, the evaluation is done."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, text)

@@ -95,7 +95,11 @@ def rounded(values: Any) -> Any:
 
 def agreement(rewards: Pairs, other_margins: Any) -> float | None:
     """How often rewards prefer what another judge prefers, of the pairs where it prefers either; None without such."""
-    decided = np.flatnonzero(np.asarray(other_margins))
-    if not len(decided):
-        return None
-    return float((np.sign(margins_of(rewards)[decided]) == np.sign(np.asarray(other_margins)[decided])).mean())
+    agrees = agreeing(rewards, other_margins)[1]
+    return float(agrees.mean()) if len(agrees) else None
+
+
+def agreeing(rewards: Pairs, other_margins: Any) -> tuple[np.ndarray, np.ndarray]:
+    """[n] which pairs another judge prefers either response of, and [n] bool, whether rewards prefer the same one."""
+    where = np.flatnonzero(np.asarray(other_margins))
+    return where, np.sign(margins_of(rewards)[where]) == np.sign(np.asarray(other_margins)[where])

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from nemo_tvkd import __version__
+from nemo_tvkd.data.batch import Item
+from nemo_tvkd.data.lazy import Mapped
 from nemo_tvkd.data.pairs import iter_rows
 from nemo_tvkd.data.records import Row
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.encoder import Encoder, check_vocabulary
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.files import write_whole
+from nemo_tvkd.files import write_result
 from nemo_tvkd.inspect.numbers import Figures, Pair, Response, Rule, ranked, verdict
 from nemo_tvkd.inspect.text import pieces, words
 from nemo_tvkd.models.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
@@ -102,8 +104,7 @@ def inspect_rank(config: Any, job: Inspection) -> None:
         from nemo_tvkd.inspect.page import html
 
         file = Path(config.output)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, html(figures))
+        write_result(file, html(figures))
         print(summary(figures) + f"\nwritten: {file}", flush=True)
     launch.leave()
 
@@ -130,28 +131,30 @@ def _ask(config: Any, job: Inspection) -> Answers:
     """One model after the other; first, where the pairs are chosen by their shaping, the teacher's of all pairs."""
     from nemo_tvkd.evaluate.forward import release_memory
     from nemo_tvkd.inspect import statistics as ask
-    from nemo_tvkd.models.frozen import load_frozen
+    from nemo_tvkd.models.frozen import load_frozen, measure
 
     memory, size = config.parallel.lm_head_memory_mib * 2**20, config.micro_batch_size
     model = job.models["checkpoint"]
     module = load_frozen(model, "checkpoint", config.precision, memory)
     margins: list[float] = []
     if job.chosen is None:
-        found = ask.measure(module, job.rows, size, ask.values(job.rule.value))
+        items: Sequence[Item] = Mapped(Item, job.rows)
+        found = measure(module, items, size, ask.values(job.rule.value))
         sums = [[float(job.rule.psi(said["value"]).sum()) for said in both] for both in found]
         margins = [job.rule.margin(chosen, rejected) for chosen, rejected in sums]
     chosen = job.chosen if job.chosen is not None else ranked(margins, config.order)[: config.limit]
     rows = [job.rows[index] for index in chosen]
+    shown = [Item(row) for row in rows]
     asked = ask.tokens(job.rule.value)
     if model.has_reward_head and "reward_model" not in job.models:
         asked = ask.together(asked, ask.rewards)
-    said = {"checkpoint": ask.measure(module, rows, size, asked)}
+    said = {"checkpoint": measure(module, shown, size, asked)}
     del module
     for key, question in (("reference", ask.logps), ("reward_model", ask.rewards)):
         if key in job.models:
             release_memory()
             module = load_frozen(job.models[key], key, config.precision, memory, lm_head=key == "reference")
-            said[key] = ask.measure(module, rows, size, question)
+            said[key] = measure(module, shown, size, question)
             del module
     for key, found in said.items():
         check_finite(f"{key}: {config[key]}", rows, found)

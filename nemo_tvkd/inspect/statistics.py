@@ -3,24 +3,17 @@
 A response of T tokens has the states s_1 .. s_{T+1}; s_t predicts its token t.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor
 
-from nemo_tvkd.data.batch import Batch, Item, micro_batches
-from nemo_tvkd.data.tokenized import Tokenized
-from nemo_tvkd.models.frozen import pipeline_forward
+from nemo_tvkd.data.batch import Batch
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.sequence import response_states
 from nemo_tvkd.parallel.top import top_tokens
 from nemo_tvkd.parallel.vocab import ACTION_KINDS, LOGPROB, Statistic
 
-BATCHES_PER_PASS = 16
-"""Micro-batches per trip through the pipeline schedule: enough to fill it; hidden states of no more exist at a time."""
 TOP = 3
 """Next tokens that are shown at each state."""
 
@@ -102,30 +95,3 @@ def _states(batch: Batch, readout: Readout) -> tuple[Tensor, list[int]]:
     assert not readout.sequence_parallel, "load_frozen never asks for it"
     index, counts = response_states(batch["lengths"], batch["prompt_lengths"], batch["response_lengths"], "all")
     return readout.hidden.index_select(0, index.to(readout.hidden.device)), counts
-
-
-def measure(module: Any, rows: Sequence[Tokenized], size: int, asked: Asked) -> list[tuple[Arrays, Arrays]]:
-    """What is asked of each pair's chosen and rejected response, in the rows' order, on every rank (collective).
-
-    Args:
-        module: of :func:`nemo_tvkd.models.frozen.load_frozen`.
-        size: pairs per micro-batch; replica r of d measures every d-th row from the r-th on.
-    """
-    replica = parallel_state.get_data_parallel_rank()
-    replicas = parallel_state.get_data_parallel_world_size()
-    own = range(replica, len(rows), replicas)
-    mine: list[tuple[Arrays, Arrays]] = []
-    for start in range(0, len(own), size * BATCHES_PER_PASS):
-        some = own[start : start + size * BATCHES_PER_PASS]
-        batches = list(micro_batches([Item(rows[i]) for i in some], size, 1))
-        for found in pipeline_forward(module, batches, asked):
-            mine += zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True)
-    if parallel_state.get_tensor_model_parallel_rank():
-        mine = []  # the tensor-parallel ranks all have the same
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, (replica, mine))
-    ordered: list[Any] = [None] * len(rows)
-    for index, part in everyone:
-        if part:
-            ordered[index::replicas] = part
-    return ordered

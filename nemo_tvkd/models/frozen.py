@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.serialization import get_default_load_sharded_strategy
 from megatron.core.dist_checkpointing.strategies.fully_parallel import FullyParallelLoadStrategyWrapper
@@ -17,7 +18,7 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
-from nemo_tvkd.data.batch import Batch, to_device
+from nemo_tvkd.data.batch import Batch, Item, micro_batches, to_device
 from nemo_tvkd.models.architecture import model_config
 from nemo_tvkd.models.hf import Checkpoint
 from nemo_tvkd.models.readout import Readout
@@ -25,6 +26,11 @@ from nemo_tvkd.runtime import cpu
 
 Statistics = Callable[[Batch, Readout], Any]
 """(micro-batch on the device, what reads its hidden states) -> what to keep; runs on the last pipeline stage."""
+Asked = Callable[[Batch, Readout], Sequence[Any]]
+"""The same, with an entry for each of a micro-batch's N responses, chosen first."""
+BATCHES_PER_PASS = 16
+"""Micro-batches per trip through the pipeline schedule: enough to fill it; hidden states of no more exist at a time,
+and what is done between two trips (progress, signals) is done often enough."""
 
 
 def packed_forward(module: nn.Module, batch: Batch) -> Tensor:
@@ -93,6 +99,33 @@ def pipeline_forward(module: nn.Module, batches: Sequence[Batch], statistics: St
     )
     module.train(training)
     return results
+
+
+def measure(module: nn.Module, items: Sequence[Item], size: int, asked: Asked) -> list[tuple[Any, Any]]:
+    """What is asked of each pair's chosen and rejected response, in the items' order, on every rank (collective).
+
+    Args:
+        module: of :func:`load_frozen`.
+        items: pairs; replica r of d measures every d-th of them from the r-th on.
+        size: pairs per micro-batch.
+    """
+    replica = parallel_state.get_data_parallel_rank()
+    replicas = parallel_state.get_data_parallel_world_size()
+    own = range(replica, len(items), replicas)
+    mine: list[tuple[Any, Any]] = []
+    for start in range(0, len(own), size * BATCHES_PER_PASS):
+        some = own[start : start + size * BATCHES_PER_PASS]
+        for found in pipeline_forward(module, list(micro_batches([items[i] for i in some], size, 1)), asked):
+            mine += zip(found[: len(found) // 2], found[len(found) // 2 :], strict=True)
+    if parallel_state.get_tensor_model_parallel_rank():
+        mine = []  # the tensor-parallel ranks all have the same
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (replica, mine))
+    ordered: list[Any] = [None] * len(items)
+    for index, part in everyone:
+        if part:
+            ordered[index::replicas] = part
+    return ordered
 
 
 def load_frozen(

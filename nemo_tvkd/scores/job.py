@@ -28,8 +28,6 @@ from nemo_tvkd.runtime.progress import ScoringProgress, display
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
 from nemo_tvkd.values import check_values, wanted_values
 
-BATCHES_PER_PASS = 16
-"""Micro-batches per trip through the pipeline schedule: enough to fill it, few enough to report progress."""
 _print = partial(print, flush=True)
 
 
@@ -213,7 +211,7 @@ def _score_rows(
     options: Any, module: Any, identity: Identity, rows: Sequence[Tokenized], progress: ScoringProgress
 ) -> list[PairScores]:
     """Scores of `rows` in their order (on the last pipeline stage); batches are sorted by length."""
-    from nemo_tvkd.models.frozen import pipeline_forward
+    from nemo_tvkd.models.frozen import BATCHES_PER_PASS, pipeline_forward
 
     order = sorted(range(len(rows)), key=lambda i: -_tokens(rows[i]))
     size = options.micro_batch_size

@@ -10,7 +10,7 @@ import pytest
 
 from nemo_tvkd.compose import compose
 from nemo_tvkd.evaluate.calibration import by_confidence, calibration_error, confidence_parts, correct, sigmoid
-from nemo_tvkd.evaluate.figures import Judgement, Others, pair_rows, result_of
+from nemo_tvkd.evaluate.figures import Judgement, Others, figures_of, pair_rows, result_of
 
 BETA, COUNT = 0.2, 60
 
@@ -36,7 +36,8 @@ def others(count: int = COUNT) -> Others:
 def found(judged: Judgement, more: Others | None = None, *options: str) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return result_of(judged, more or Others(), config(*options))
+        asked, others = config(*options), more or Others()
+        return result_of(judged, others, figures_of(judged, others, asked.calibration_bins), asked)
 
 
 def test_every_figure_is_what_a_loop_says() -> None:

@@ -37,8 +37,11 @@ def printed(capsys: pytest.CaptureFixture[str], names: list[str], *options: str)
         Judgement(lengths, rng.normal(-1234, 567, (40, 2)), None, rng.normal(-1e-4, 3e-5, (40, 2))) for _ in names
     ]
     facts = {"beta": 0.1, "reference": "org/the-model", "oracle": ["a", "b"], "teacher": None}
-    results = [{"checkpoint": n, **facts, **result_of(j, others, config)} for n, j in zip(names, judged, strict=True)]
-    first, *rest = [(one, figures_of(one, others, 10)) for one in judged]
+    first, *rest = both = [(one, figures_of(one, others, 10)) for one in judged]
+    results = [
+        {"checkpoint": name, **facts, **result_of(one, others, figures, config)}
+        for name, (one, figures) in zip(names, both, strict=True)
+    ]
     show(results, compare(first, rest, config), config)
     return capsys.readouterr().out
 
