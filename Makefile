@@ -15,7 +15,7 @@ demo-drdo: $(VENV)/installed-base
 
 # DRDO's claim in miniature (about an hour on 2 cores), into runs/noise_robustness
 noise: $(VENV)/installed-test
-	$(BIN)/python launch/noise_robustness.py
+	$(BIN)/python experiments/noise_robustness.py
 
 test: $(VENV)/installed-test
 	$(BIN)/python -m pytest

@@ -90,7 +90,7 @@ python -m pip install --quiet --no-deps --no-build-isolation --target "$software
 rm -rf "$software/source"
 export PYTHONPATH=$software/installed${PYTHONPATH:+:$PYTHONPATH} PATH=$software/installed/bin:$PATH
 shift
-python -m nemo_tvkd.doctor.versions
+python -m nemo_tvkd.commands.doctor.versions
 exec "$@"'
 command=(bash -c "$inside" launch/container.sh "$repository" "$@")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd import __version__
+from nemo_tvkd.commands.help import HELP, ON_A_FOLDER, ON_A_RECIPE, command_usage, usage
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.usage import HELP, ON_A_FOLDER, ON_A_RECIPE, command_usage, usage
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     command, rest = arguments[0], arguments[1:]
     if command == "__complete":
-        from nemo_tvkd.completion import answer
+        from nemo_tvkd.commands.completion import answer
 
         print(answer(rest, list(HELP)), end="")
         return 0
@@ -42,7 +42,7 @@ def _dispatch(arguments: list[str]) -> int:
     if command in ON_A_FOLDER:
         return _run_on_folder(command, rest)
     if command == "completion":
-        from nemo_tvkd.completion import script
+        from nemo_tvkd.commands.completion import script
 
         print(script(rest), end="")
         return 0
@@ -55,9 +55,9 @@ def _run_on_folder(command: str, rest: list[str]) -> int:
     if len(rest) != 1 or "=" in rest[0]:
         raise UserError(f"{command} takes the folder of a submitted recipe: {HELP[command][1]}")
     if command == "status":
-        from nemo_tvkd.cluster.status import main as run
+        from nemo_tvkd.commands.status import main as run
     else:
-        from nemo_tvkd.report import main as run
+        from nemo_tvkd.commands.report import main as run
     return run(rest[0])
 
 
@@ -74,19 +74,23 @@ def _run_on_recipe(command: str, rest: list[str]) -> int:
         print(OmegaConf.to_yaml(load_recipe(rest, folder).config), end="")
         return 0
     if command == "doctor":
-        from nemo_tvkd.doctor import main as examine
+        from nemo_tvkd.commands.doctor import main as examine
 
         return examine(rest, folder)
-    from nemo_tvkd.cluster.submit import main as submit
+    from nemo_tvkd.commands.submit import main as submit
 
     start, rest = _take_option(rest, "--from")
     here, rest = _take_option(rest, "--here")
     dry_run = "--dry-run" in rest
-    return submit([w for w in rest if w != "--dry-run"], folder=folder, dry_run=dry_run, start=start, here=here)
+    outcome = submit([w for w in rest if w != "--dry-run"], folder=folder, dry_run=dry_run, start=start, here=here)
+    if isinstance(outcome, int):
+        return outcome
+    command, config = outcome
+    return RUNNERS[command](config)
 
 
 def _run(command: str, rest: list[str]) -> int:
-    from nemo_tvkd.compose import compose
+    from nemo_tvkd.config.compose import compose
 
     base, rest = _take_option(rest, "--from")
     show, rest = _take_option(rest, "--cfg")
@@ -104,7 +108,7 @@ def _run(command: str, rest: list[str]) -> int:
 
         print(OmegaConf.to_yaml(config), end="")
         return 0
-    from nemo_tvkd.paths import expand_homes
+    from nemo_tvkd.config.paths import expand_homes
 
     expand_homes(config)
     return RUNNERS[command](config)
@@ -112,7 +116,7 @@ def _run(command: str, rest: list[str]) -> int:
 
 def _checked_path(rest: list[str]) -> list[str]:
     """`data check PATH key=value ...` as overrides."""
-    from nemo_tvkd.compose import quoted
+    from nemo_tvkd.config.compose import quoted
 
     if not rest or rest[0] != "check":
         raise UserError(f"data {rest[0] if rest else ''}".rstrip() + f" is no command: {HELP['data'][1]}")
@@ -133,55 +137,55 @@ def _take_option(arguments: list[str], name: str) -> tuple[str, list[str]]:
 
 
 def _train(config: Any) -> int:
-    from nemo_tvkd.train import main
+    from nemo_tvkd.commands.train import main
 
     return main(config)
 
 
 def _score(config: Any) -> int:
-    from nemo_tvkd.scores.job import main
+    from nemo_tvkd.commands.score import main
 
     return main(config)
 
 
 def _evaluate(config: Any) -> int:
-    from nemo_tvkd.evaluate import main
+    from nemo_tvkd.commands.evaluate import main
 
     return main(config)
 
 
 def _inspect(config: Any) -> int:
-    from nemo_tvkd.inspect import main
+    from nemo_tvkd.commands.inspect import main
 
     return main(config)
 
 
 def _data(config: Any) -> int:
-    from nemo_tvkd.data_check import main
+    from nemo_tvkd.commands.data_check import main
 
     return main(config)
 
 
 def _import_hf(config: Any) -> int:
-    from nemo_tvkd.runtime.convert import import_main
+    from nemo_tvkd.commands.convert import import_main
 
     return import_main(config)
 
 
 def _export_hf(config: Any) -> int:
-    from nemo_tvkd.runtime.convert import export_main
+    from nemo_tvkd.commands.convert import export_main
 
     return export_main(config)
 
 
 def _benchmark(config: Any) -> int:
-    from nemo_tvkd.benchmark import main
+    from nemo_tvkd.commands.benchmark import main
 
     return main(config)
 
 
 def _bench(config: Any) -> int:
-    from nemo_tvkd.bench import main
+    from nemo_tvkd.commands.bench import main
 
     return main(config)
 

@@ -1,6 +1,7 @@
-"""Files that are seen whole or not at all."""
+"""Files that are seen whole or not at all, and the files that come with the package."""
 
 import os
+from importlib import resources
 from pathlib import Path
 
 
@@ -25,3 +26,9 @@ def write_result(path: Path, data: str | bytes) -> None:
     """The same, in a folder that is made where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, data)
+
+
+def package_folder(name: str) -> Path:
+    """`conf` or `slurm`: inside the installed package, or beside it in a checkout."""
+    inside = Path(str(resources.files("nemo_tvkd"))) / name
+    return inside if inside.is_dir() else Path(str(resources.files("nemo_tvkd"))).parent / name

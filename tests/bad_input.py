@@ -18,8 +18,8 @@ import reference_rewards as rewards
 from demo_data import make_tokenizer
 from safetensors.torch import save_file
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.scores.job import prepare_scoring
+from nemo_tvkd.commands.score import prepare_scoring
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.scores.store import PairScores, StoreWriter
 
 STARTED = 77

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.cluster.config import ClusterConfig
 from nemo_tvkd.cluster.recipe import Stage
 from nemo_tvkd.cluster.render import render
+from nemo_tvkd.config.cluster import ClusterConfig
 
 SRUN = """#!/bin/bash
 { printf '%s\\0' "$@"; printf '\\n'; } >> "$FAKE/srun.calls"

@@ -45,8 +45,8 @@ def serve() -> None:
     os.dup2(2, 1)  # what imports print is no answer
     import rank_pool_preload  # noqa: F401
 
-    import nemo_tvkd.evaluate
-    import nemo_tvkd.train  # noqa: F401
+    import nemo_tvkd.commands.evaluate
+    import nemo_tvkd.commands.train  # noqa: F401
     from nemo_tvkd.__main__ import main
 
     for line in sys.stdin:

@@ -11,9 +11,9 @@ import pytest
 from bad_input import World, write_rows
 from recipe_folder import Folder
 
-from nemo_tvkd import doctor
 from nemo_tvkd.cluster import recipe
-from nemo_tvkd.doctor.check import Check
+from nemo_tvkd.commands import doctor
+from nemo_tvkd.commands.doctor.check import Check
 
 ROWS = [
     {"prompt": f"What colour is lamp {n}?", "chosen": f"The lamp is painted red, {n}.", "rejected": "A dull question."}

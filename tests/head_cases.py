@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nemo_tvkd.parallel.vocab import LOGPROB, Statistic
+from nemo_tvkd.parallel.statistic import LOGPROB, Statistic
 
 REAL, PADDED, TOKENS, HIDDEN = 1003, 1024, 36, 24
 SOFT_VALUES = [Statistic("soft_value", tau) for tau in (0.01, 1.0, 5.0)]

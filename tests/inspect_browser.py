@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from inspect_figures import make_figures
 
-from nemo_tvkd.inspect.numbers import Figures
-from nemo_tvkd.inspect.page import html
+from nemo_tvkd.commands.inspect.numbers import Figures
+from nemo_tvkd.commands.inspect.page import html
 
 CHROMIUM = shutil.which("chromium")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed (apt-get install chromium)")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from conversions import add_tokenizer
 
+from nemo_tvkd.commands.inspect.numbers import Figures, Pair, Response, Rule
+from nemo_tvkd.commands.inspect.text import pieces, words
 from nemo_tvkd.data.tokenized import Tokenized
-from nemo_tvkd.inspect.numbers import Figures, Pair, Response, Rule
-from nemo_tvkd.inspect.text import pieces, words
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.parallel.statistic import Statistic
 
 RULE = Rule(Statistic("soft_value", 0.1), "potential_difference", "bootstrap", 1.0)
 

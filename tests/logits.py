@@ -29,9 +29,9 @@ def logits_task(path: str, rows: list[list[list[int]]]) -> tuple[int, list[np.nd
     """Task: this rank's columns of the logits of packed rows (last stage), with its tensor-parallel rank."""
     from megatron.core import parallel_state
 
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
     from nemo_tvkd.data.batch import Item, collate
     from nemo_tvkd.models.frozen import load_frozen, pipeline_forward
-    from nemo_tvkd.models.hf import find_checkpoint
 
     def item(ids: list[int]) -> Item:
         whole = {"prompt_ids": np.asarray(ids), "chosen_ids": np.asarray([], dtype=np.int64), "rejected_ids": None}

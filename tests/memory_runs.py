@@ -120,11 +120,11 @@ def state(model: Any, trainer: Any) -> dict[str, int]:
 
 def step_task(overrides: list[str], response: int, sizes: dict[str, Any]) -> dict[str, int]:
     """Task: real steps of a run with random weights; what this rank held, in bytes by part."""
-    from nemo_tvkd import train
-    from nemo_tvkd.bench.models import random_items
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.prepare import Prepared
-    from nemo_tvkd.runtime import trainer as build
+    from nemo_tvkd.commands import train
+    from nemo_tvkd.commands.bench.models import random_items
+    from nemo_tvkd.config.compose import compose
+    from nemo_tvkd.prepare.training import Prepared
+    from nemo_tvkd.training import trainer as build
 
     config = compose("train", overrides)
     lengths = SimpleNamespace(prompt_length=PROMPT, response_length=response)
@@ -157,10 +157,10 @@ def measure(
 
 def reading_task(precision: str, layout: Layout, response: int, sizes: dict[str, Any]) -> dict[str, int]:
     """Task: a frozen model's forward pass with values at all response states, as scoring runs it."""
-    from nemo_tvkd.bench.models import random_frozen, random_items
+    from nemo_tvkd.commands.bench.models import random_frozen, random_items
     from nemo_tvkd.data.batch import collate
     from nemo_tvkd.models.frozen import pipeline_forward
-    from nemo_tvkd.parallel.vocab import Statistic
+    from nemo_tvkd.parallel.statistic import Statistic
 
     parallel = SimpleNamespace(
         tensor_model_parallel_size=layout.tp, pipeline_model_parallel_size=layout.pp, lm_head_memory_mib=0

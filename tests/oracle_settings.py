@@ -9,10 +9,10 @@ from typing import Any
 import reference_rewards as rewards
 from two_tokenizers import LENGTH, TEXTS, Setting
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.score import prepare_scoring, writer_of
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item
-from nemo_tvkd.prepare import Prepared
-from nemo_tvkd.scores.job import prepare_scoring, writer_of
+from nemo_tvkd.prepare.training import Prepared
 from nemo_tvkd.scores.store import PairScores
 
 Rewards = tuple[tuple[float, float], ...]

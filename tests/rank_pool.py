@@ -67,7 +67,7 @@ def _serve(rank: int, pipe: Connection, log: str) -> None:
 
 
 def _run(rank: int, world: int, rendezvous: str, layout: Layout, function: Callable, arguments: tuple) -> Any:
-    from nemo_tvkd.config import ParallelConfig
+    from nemo_tvkd.config.commands import ParallelConfig
     from nemo_tvkd.runtime import launch
 
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world))

@@ -4,6 +4,6 @@ from nemo_tvkd.runtime import cpu
 
 cpu.prepare_nemo()
 
+import nemo_tvkd.models.conversion  # noqa: E402
 import nemo_tvkd.models.online  # noqa: E402
-import nemo_tvkd.runtime.checkpoints  # noqa: E402
-import nemo_tvkd.runtime.trainer  # noqa: E402, F401
+import nemo_tvkd.training.trainer  # noqa: E402, F401

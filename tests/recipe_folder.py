@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from nemo_tvkd.cluster.recipe import Submission, load_recipe
-from nemo_tvkd.compose import quoted
+from nemo_tvkd.config.compose import quoted
 
 MARKS = {
     "first": "finished.json",

@@ -98,9 +98,9 @@ def rewards_task(path: str, rows: list[list[Any]], multiple: int = 1) -> list[np
     """Task: the rewards of packed rows of items, on the last pipeline stage."""
     from megatron.core import parallel_state
 
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
     from nemo_tvkd.data.batch import collate
     from nemo_tvkd.models.frozen import load_frozen, pipeline_forward
-    from nemo_tvkd.models.hf import find_checkpoint
 
     module = load_frozen(find_checkpoint(path, "model"), "model", "fp32")
     batches = [collate(items, multiple) for items in rows]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
 
 PART_SIZE = 3

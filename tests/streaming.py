@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from nemo_tvkd.data.template import Template
-from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.prepare.encoder import Encoder
 
 STREAMING = "data.streaming=true"
 LONG = {"max_length": 100_000}

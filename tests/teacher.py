@@ -8,10 +8,10 @@ import reference as ref
 from rank_pool import Layout, RankPool
 from training import VOCAB, import_checkpoint, save_hf
 
+from nemo_tvkd.checkpoints.hf import find_checkpoint, weights_fingerprint
+from nemo_tvkd.commands.score import ScoringJob
 from nemo_tvkd.data.template import Tokenized
-from nemo_tvkd.models.hf import find_checkpoint, weights_fingerprint
-from nemo_tvkd.parallel.vocab import Statistic
-from nemo_tvkd.scores.job import ScoringJob
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.store import Identity, data_fingerprint
 
 TOLERANCE = 1e-5

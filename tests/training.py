@@ -21,16 +21,16 @@ def save_hf(model: Any, folder: Path) -> Path:
 
 def import_checkpoint(source: str, output: str) -> None:
     """Task: Hugging Face to NeMo, one rank."""
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime.checkpoints import import_hf
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.models.conversion import import_hf
 
     import_hf(find_checkpoint(source, "source"), Path(output))
 
 
 def export_checkpoint(source: str, output: str) -> None:
     """Task: NeMo to Hugging Face, one rank."""
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime.checkpoints import export_hf
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.models.conversion import export_hf
 
     export_hf(find_checkpoint(source, "checkpoint"), Path(output))
 
@@ -56,7 +56,7 @@ def make_items(pairs: list[ref.RefPair]) -> list[Any]:
 
 def fit_prepared(config: Any, prepared: Any) -> None:
     """Task: the training that the parent prepared."""
-    from nemo_tvkd.train import fit
+    from nemo_tvkd.commands.train import fit
 
     fit(config, prepared)
 
@@ -72,10 +72,10 @@ def train_task(
     validation: list[Any],
 ) -> None:
     """Task: `fit` as the command runs it, with data given as items."""
-    from nemo_tvkd import train
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.prepare import Prepared
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.commands import train
+    from nemo_tvkd.config.compose import compose
+    from nemo_tvkd.prepare.training import Prepared
 
     config = compose("train", overrides)
     models = {need: find_checkpoint(path, need) for need, path in frozen.items()}
@@ -162,8 +162,8 @@ def gradients_as_hf(folder: str, student: str) -> dict[str, torch.Tensor]:
     """Task (one rank): the dumped gradients under their Hugging Face names, by the exporter."""
     import shutil
 
-    from nemo_tvkd.models.hf import HF_SIDE_DIR, find_checkpoint
-    from nemo_tvkd.runtime.checkpoints import PolicyExporter
+    from nemo_tvkd.checkpoints.hf import HF_SIDE_DIR, find_checkpoint
+    from nemo_tvkd.models.conversion import PolicyExporter
 
     shutil.copytree(find_checkpoint(student, "student").hf_dir, Path(folder) / HF_SIDE_DIR)
     model = PolicyExporter(folder)._converted()

@@ -21,13 +21,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.encoder import Encoder
+from nemo_tvkd.checkpoints.hf import find_checkpoint
+from nemo_tvkd.commands.score import prepare_scoring, writer_of
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.losses import METHODS
-from nemo_tvkd.models.hf import find_checkpoint
-from nemo_tvkd.needs import Needs, resolve_needs
-from nemo_tvkd.prepare import Prepared, prepare_training
-from nemo_tvkd.scores.job import prepare_scoring, writer_of
+from nemo_tvkd.prepare.encoder import Encoder
+from nemo_tvkd.prepare.needs import Needs, resolve_needs
+from nemo_tvkd.prepare.training import Prepared, prepare_training
 from nemo_tvkd.scores.store import PairScores
 
 TRANSCRIPT = (  # the plain transcript as a jinja file

@@ -9,12 +9,12 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from nemo_tvkd.algorithms import ALGORITHMS
-from nemo_tvkd.compose import TRAINING, choices
-from nemo_tvkd.config import COMMANDS
-from nemo_tvkd.documented import Key, keys
-from nemo_tvkd.usage import HELP, OPTIONS, usage
-from nemo_tvkd.values import admissible
+from nemo_tvkd.commands.help import HELP, OPTIONS, usage
+from nemo_tvkd.config.algorithms import ALGORITHMS
+from nemo_tvkd.config.commands import COMMANDS
+from nemo_tvkd.config.compose import TRAINING, choices
+from nemo_tvkd.config.documented import Key, keys
+from nemo_tvkd.config.values import admissible
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = {"data": "data check"}

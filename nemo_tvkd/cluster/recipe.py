@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.cluster.config import ClusterConfig, LayoutConfig, ModelConfig, StageConfig
-from nemo_tvkd.cluster.outputs import argument, is_done
 from nemo_tvkd.cluster.times import seconds, shorter
 from nemo_tvkd.cluster.typed import Typed, check_choice, check_first, first, typed_of
-from nemo_tvkd.compose import compose, written
+from nemo_tvkd.config.cluster import ClusterConfig, LayoutConfig, ModelConfig, StageConfig
+from nemo_tvkd.config.compose import compose, written
+from nemo_tvkd.config.paths import PATH_KEYS, absolute
+from nemo_tvkd.config.values import check_values
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.paths import PATH_KEYS, absolute
-from nemo_tvkd.values import check_values
+from nemo_tvkd.runtime.outputs import argument, is_done
 
 OUTPUT_KEYS = {
     "train": "trainer.output_dir",

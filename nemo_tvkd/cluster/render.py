@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.cluster.container import quote, wrapped
-from nemo_tvkd.cluster.outputs import MARKS
 from nemo_tvkd.cluster.recipe import Stage, ranks_per_node
-from nemo_tvkd.config import package_folder
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import package_folder
+from nemo_tvkd.runtime.outputs import MARKS
 
 TEMPLATES = {
     "train": "train.sbatch",

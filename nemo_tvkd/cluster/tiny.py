@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config import package_folder
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import package_folder
 
 HEADS, HEAD_DIM, LAYERS = 8, 16, 4
 SIZES = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "micro_batch_size": 1}
@@ -102,8 +102,8 @@ def _make(full: dict[str, Any], tokenizer: str, key: str, path: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
     from nemo_tvkd.data.tokenizer import load_tokenizer
-    from nemo_tvkd.models.hf import find_checkpoint
 
     place = tokenizer if Path(tokenizer).expanduser().exists() else str(find_checkpoint(tokenizer, key).hf_dir)
     loaded = load_tokenizer(place, key)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_tvkd.compose import quoted, written
+from nemo_tvkd.config.compose import quoted, written
+from nemo_tvkd.config.paths import PATH_KEYS, absolute
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.paths import PATH_KEYS, absolute
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.config.places import parse
 from nemo_tvkd.data import hub
 from nemo_tvkd.data.chat_template import TEMPLATE_DATE
 from nemo_tvkd.data.once import cache_folder, made_once
@@ -80,7 +81,7 @@ def data_state(paths: list[str], key: str, pairs: bool) -> list[Any]:
 
 
 def _state(path: str, key: str, pairs: bool) -> Any:
-    named = hub.parse(path)
+    named = parse(path)
     place = Path(named.name)
     if place.exists():
         files = [place] if place.is_file() else _files(place, named.config)

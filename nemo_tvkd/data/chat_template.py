@@ -7,19 +7,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config import package_folder
+from nemo_tvkd.config.places import BUILT_IN_TEMPLATES, OWN_TEMPLATES, TEMPLATE_NAMES
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.errors import UserError
-
-OWN = ("auto", "plain", "tokenizer")
-"""Settings of a chat template that add nothing to what the tokenizer has."""
-BUILT_IN: dict[str, tuple[str, ...]] = {
-    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    "mistral": (),
-}
-"""The templates of conf/chat_template, with the tokens without which a tokenizer would read their marks as words."""
-NAMED = (*OWN, *BUILT_IN)
-"""Settings of a chat template that are no file's name."""
+from nemo_tvkd.files import package_folder
 
 TEMPLATE_DATE = date(2024, 7, 26)
 """What templates that print today's date are told: ids, and the scores bound to them, must be the same tomorrow."""
@@ -34,12 +25,12 @@ def template_text(tokenizer: Any, setting: str, key: str) -> tuple[str, str | No
         return "plain", None
     if setting in ("auto", "tokenizer"):
         return "tokenizer", _own(tokenizer.chat_template, key)
-    if setting in BUILT_IN:
+    if setting in BUILT_IN_TEMPLATES:
         return setting, _built_in(tokenizer, setting, key)
     try:
         return setting, Path(setting).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        names = OWN if setting.endswith(".jinja") else NAMED  # a file was meant
+        names = OWN_TEMPLATES if setting.endswith(".jinja") else TEMPLATE_NAMES  # a file was meant
         near = difflib.get_close_matches(setting, names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise UserError(f"{key}={setting} is none of {', '.join(names)} and no readable jinja file{hint}") from error
@@ -60,8 +51,8 @@ def _own(template: str | dict[str, str] | None, key: str) -> str:
 
 
 def _built_in(tokenizer: Any, name: str, key: str) -> str:
-    vocabulary = tokenizer.get_vocab() if BUILT_IN[name] else {}
-    if missing := [token for token in BUILT_IN[name] if token not in vocabulary]:
+    vocabulary = tokenizer.get_vocab() if BUILT_IN_TEMPLATES[name] else {}
+    if missing := [token for token in BUILT_IN_TEMPLATES[name] if token not in vocabulary]:
         raise UserError(f"{key}={name}: the tokenizer has no {missing[0]}, which this template is made of")
     return (package_folder("conf") / "chat_template" / f"{name}.jinja").read_text(encoding="utf-8")
 

@@ -4,41 +4,15 @@ import ast
 import re
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_tvkd.config.places import Named
 from nemo_tvkd.errors import UserError
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-NAMED_PART = re.compile(r"(?P<name>.+?)(?:@(?P<config>[\w.+-]+))?(?::(?P<split>[\w.-]+))?")
 SYNONYMS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
 IN_FILE_NAME = re.compile(r"(?:^|[._-])(train|training|validation|valid|val|dev|test|eval)(?=[._-])")
-
-
-@dataclass(frozen=True)
-class Named:
-    """What a path says: a file, folder or hub id; its configuration and its split where they are named, else ""."""
-
-    name: str
-    config: str = ""
-    split: str = ""
-
-    @property
-    def place(self) -> str:
-        return f"{self.name}@{self.config}" if self.config else self.name
-
-    @property
-    def whole(self) -> bool:
-        """Whether neither a configuration nor a split is named."""
-        return not (self.config or self.split)
-
-
-def parse(path: str) -> Named:
-    """PATH, PATH:SPLIT or PATH@CONFIG:SPLIT; what exists as it is written is a path, whatever is in its name."""
-    if Path(path).exists() or not (match := NAMED_PART.fullmatch(path)):
-        return Named(path)
-    return Named(match["name"], match["config"] or "", match["split"] or "")
 
 
 def is_hub_id(named: Named, extensions: Collection[str]) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from nemo_tvkd.config.places import Named, parse
 from nemo_tvkd.data import hub, public
 from nemo_tvkd.errors import UserError
 
@@ -55,7 +56,7 @@ def read_records(
 
 
 def _parts(path: str, key: str, columns: Collection[str], pairs: bool) -> Iterator[Part]:
-    named = hub.parse(path)
+    named = parse(path)
     place = Path(named.name)
     if place.is_dir():
         yield from _of_folder(named, key, columns, pairs)
@@ -72,7 +73,7 @@ def _parts(path: str, key: str, columns: Collection[str], pairs: bool) -> Iterat
         raise UserError(f"{key}: {path} does not exist")
 
 
-def _of_folder(named: hub.Named, key: str, columns: Collection[str], pairs: bool) -> Iterator[Part]:
+def _of_folder(named: Named, key: str, columns: Collection[str], pairs: bool) -> Iterator[Part]:
     folder = Path(named.name)
     if _is_saved(folder):
         loaded, split = hub.load_saved(named, key, pairs)
@@ -101,7 +102,7 @@ def own_files(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def _of_split(files: list[Path], named: hub.Named, key: str, pairs: bool) -> list[Path]:
+def _of_split(files: list[Path], named: Named, key: str, pairs: bool) -> list[Path]:
     """The files of a folder that are meant: all, or those of a split where their names tell several."""
     by_split = hub.split_files(files)
     if len(by_split) == 1 and not named.split:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nemo_tvkd.config.places import OWN_TEMPLATES
 from nemo_tvkd.data.align import PROBE, Reply, Span, check_offsets, find_texts, state_positions
-from nemo_tvkd.data.chat_template import OWN, ChatTemplate, template_text
+from nemo_tvkd.data.chat_template import ChatTemplate, template_text
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.records import Row
 from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport, pair_id
@@ -40,7 +41,7 @@ class Template:
     ) -> None:
         self.tokenizer = tokenizer
         self.name, text = template_text(tokenizer, chat_template, key)
-        self.given = None if chat_template in OWN else text
+        self.given = None if chat_template in OWN_TEMPLATES else text
         self._setting = f"{key}={self.name}"
         self.fingerprint = "plain" if text is None else hashlib.sha256(text.encode()).hexdigest()
         self._chat_template = None if text is None else ChatTemplate(tokenizer, text, self._setting)

@@ -11,7 +11,7 @@ from megatron.core.transformer.module import MegatronModule
 from nemo.collections.llm.gpt.model.base import GPTConfig
 from torch import Tensor, nn
 
-from nemo_tvkd.models.hf import check_architecture, head_dim, padded_vocab_size
+from nemo_tvkd.checkpoints.hf import check_architecture, head_dim, padded_vocab_size
 from nemo_tvkd.models.layers import layer_spec, uses_transformer_engine
 from nemo_tvkd.models.readout import hand_over
 from nemo_tvkd.models.reward_head import RewardHead

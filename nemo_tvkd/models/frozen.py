@@ -4,6 +4,7 @@ A frozen model lives beside the policy, outside its modules, with its own sizes 
 job's tensor and pipeline groups.
 """
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,9 +19,9 @@ from megatron.core.transformer.module import Float16Module, MegatronModule
 from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
+from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.data.batch import Batch, Item, micro_batches, to_device
 from nemo_tvkd.models.architecture import model_config
-from nemo_tvkd.models.hf import Checkpoint
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.runtime import cpu
 
@@ -166,3 +167,10 @@ def load_weights(module: MegatronModule, checkpoint: Checkpoint) -> None:
     loaded = dist_checkpointing.load(state, folder, sharded_strategy=strategy)
     own = {name.removeprefix("module."): value for name, value in loaded["state_dict"].items()}
     module.load_state_dict(own)
+
+
+def release_memory() -> None:
+    """Give a model that nothing refers to any more back to the device: the next one needs the room."""
+    gc.collect()  # circles of references would keep it until some later collection
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -14,8 +14,8 @@ from nemo_tvkd.data.batch import Batch, Item, OtherReading, collate, next_batch
 from nemo_tvkd.losses import ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
 from nemo_tvkd.models.frozen import Statistics, pipeline_forward
 from nemo_tvkd.models.readout import Readout
-from nemo_tvkd.needs import provides
-from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
+from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
+from nemo_tvkd.prepare.needs import provides
 
 BATCH_FIELDS = {
     TEACHER_VALUE: "teacher_values",

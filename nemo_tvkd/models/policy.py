@@ -17,7 +17,7 @@ from nemo_tvkd.models.architecture import CausalLMConfig
 from nemo_tvkd.models.frozen import packed_forward
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.sequence import all_reduce_sums, broadcast_from_last
-from nemo_tvkd.parallel.vocab import ACTION_KINDS
+from nemo_tvkd.parallel.statistic import ACTION_KINDS
 from nemo_tvkd.runtime import cpu
 
 ROUNDING = 1e-12

@@ -17,7 +17,7 @@ from nemo_tvkd.data.batch import Batch
 from nemo_tvkd.models.reward_head import RewardHead
 from nemo_tvkd.parallel.lm_head import gather_sequence, head_logprobs, head_statistics
 from nemo_tvkd.parallel.sequence import response_states, rows_of_sequence, sum_over
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.parallel.statistic import Statistic
 
 
 def hand_over(hidden: Tensor, weight: Tensor | None = None, runtime_gather_output: bool | None = None) -> Any:

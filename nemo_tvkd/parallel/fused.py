@@ -8,13 +8,11 @@ for; if that fails, Triton's error is the caller's. Under TRITON_INTERPRET=1, :f
 import functools
 import importlib.util
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from nemo_tvkd.parallel.vocab import Sweep
+from nemo_tvkd.parallel.statistic import Sweep
 
 BLOCK = 8192
 """Columns of a tile, of which a whole vocabulary has 4 to 16. What a tile costs besides its logits (a maximum and a sum
@@ -42,7 +40,7 @@ def _triton_supports(device: int) -> bool:
 
 
 def collect(
-    logits: Tensor, labels: Tensor, sweep: "Sweep", valid: int, out: Tensor, *, largest_block: int = BLOCK
+    logits: Tensor, labels: Tensor, sweep: Sweep, valid: int, out: Tensor, *, largest_block: int = BLOCK
 ) -> None:
     """This rank's partial numbers of some tokens, as :func:`nemo_tvkd.parallel.vocab.collect`.
 

@@ -16,10 +16,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nemo_tvkd.parallel.statistic import LOGPROB, Statistic, Sweep
 from nemo_tvkd.parallel.vocab import (
-    LOGPROB,
-    Statistic,
-    Sweep,
     collect,
     combine,
     finish,

@@ -170,7 +170,7 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if cpu.on_cpu():
-        _import_before_fork()
+        cpu.prepare_nemo()  # imported once, before the ranks are forked
     code, ends = 0, _PassOn(ranks)
     with signals.acting(ends, SAVE_SIGNALS), tempfile.TemporaryDirectory(prefix="nemo-tvkd-") as folder:
         if cpu.on_cpu():
@@ -283,11 +283,6 @@ def _exit_code(error: Any, told: list[int]) -> int:
             file=sys.stderr,
         )
     return failure.exitcode if failure.exitcode > 0 else 1
-
-
-def _import_before_fork() -> None:
-    cpu.prepare_nemo()
-    import nemo_tvkd.train  # noqa: F401
 
 
 def _free_port() -> int:

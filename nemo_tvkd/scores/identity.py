@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.choices import STORAGE
+from nemo_tvkd.config.choices import STORAGE
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.parallel.vocab import ACTION_KINDS, Statistic
+from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
 
 FORMAT = 2
 WHAT = ("value", "logprob", "reward")

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.identity import FORMAT, Identity, data_fingerprint, describe, dump_json, read_json, same, show
 from nemo_tvkd.scores.mapped import PairIndex, mapped_tables, unpacked
 from nemo_tvkd.scores.shard import MANIFEST, OUTPUT, SIDES, PairScores, encode, holds, read_part, write_whole

@@ -8,9 +8,9 @@ from architecture_shapes import NAMES, published, shapes, shapes_of_many_ranks
 from rank_pool import Layout, RankPool
 
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.compose import choices
-from nemo_tvkd.doctor import parameters
-from nemo_tvkd.doctor.parameters import model_parameters, rank_parameters
+from nemo_tvkd.commands.doctor import parameters
+from nemo_tvkd.commands.doctor.parameters import model_parameters, rank_parameters
+from nemo_tvkd.config.compose import choices
 
 PUBLISHED = {
     "llama-3.1-8b": 8_030_261_248,
@@ -128,7 +128,7 @@ def test_padding_and_heads(pool: RankPool, changes: dict, heads: dict, layout: L
 def test_configs_are_what_transformers_and_the_layers_take(name: str) -> None:
     import torch
 
-    from nemo_tvkd.models.hf import check_architecture, check_layout, head_dim
+    from nemo_tvkd.checkpoints.hf import check_architecture, check_layout, head_dim
 
     config = published(name)
     check_architecture(config, "student.path")

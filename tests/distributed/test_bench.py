@@ -8,8 +8,8 @@ import torch
 from rank_pool import Layout, RankPool
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nemo_tvkd.bench import main, show
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.bench import main, show
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
 
 SMALL = [
@@ -26,7 +26,7 @@ def measure_task(part: str, overrides: list[str]) -> list[dict[str, Any]]:
     from importlib import import_module
 
     config = compose("bench", [f"bench.part={part}", *SMALL, *overrides])
-    return import_module(f"nemo_tvkd.bench.{part}").measure(config)["rows"]
+    return import_module(f"nemo_tvkd.commands.bench.{part}").measure(config)["rows"]
 
 
 @pytest.mark.parametrize(
@@ -57,9 +57,9 @@ def both_logps() -> tuple[torch.Tensor, torch.Tensor]:
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    from nemo_tvkd.bench.models import random_items
-    from nemo_tvkd.bench.step import FullLogits
-    from nemo_tvkd.config import MeasuringConfig
+    from nemo_tvkd.commands.bench.models import random_items
+    from nemo_tvkd.commands.bench.step import FullLogits
+    from nemo_tvkd.config.commands import MeasuringConfig
     from nemo_tvkd.data.batch import collate
     from nemo_tvkd.models.readout import Readout
 
@@ -88,7 +88,7 @@ def flops() -> tuple[float, float]:
     """Task: torch's own count, on one sequence (all of the attention matrix, not the causal half), and ours."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from nemo_tvkd.bench.models import forward_flops
+    from nemo_tvkd.commands.bench.models import forward_flops
 
     config = LlamaConfig(
         vocab_size=96,

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nemo_tvkd.parallel import vocab
 from nemo_tvkd.parallel.lm_head import gather_sequence, head_logprobs, head_statistics
-from nemo_tvkd.parallel.vocab import LOGPROB, Statistic, token_statistics
+from nemo_tvkd.parallel.statistic import LOGPROB, Statistic
+from nemo_tvkd.parallel.vocab import token_statistics
 
 TP, WIDTH = 2, 16
 PAIR = [Statistic("soft_value", 0.01), LOGPROB]

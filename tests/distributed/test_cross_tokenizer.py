@@ -17,9 +17,9 @@ from rank_pool import Layout, RankPool
 from training import import_checkpoint
 from two_tokenizers import LENGTH, TwoTokenizers, states_at
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.prepare import prepare_training
-from nemo_tvkd.scores.job import ScoringJob, prepare_scoring
+from nemo_tvkd.commands.score import ScoringJob, prepare_scoring
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.prepare.training import prepare_training
 
 BETA, ALPHA, STEP = 0.1, 0.7, 4
 """beta is tau too; STEP is the number of pairs in a step."""
@@ -90,7 +90,7 @@ def score(pool: RankPool, both: Models, layout: Layout, output: Path, *options: 
 
 def score_task(config: Any, job: ScoringJob) -> None:
     """Task: the scoring that the parent prepared."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     assert job.checkpoint is not None
     score(config, job, job.checkpoint)
@@ -98,7 +98,7 @@ def score_task(config: Any, job: ScoringJob) -> None:
 
 def train_task(config: Any, prepared: Any) -> None:
     """Task: the training that the parent prepared."""
-    from nemo_tvkd.train import fit
+    from nemo_tvkd.commands.train import fit
 
     fit(config, prepared)
 

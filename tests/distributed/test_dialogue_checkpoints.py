@@ -17,11 +17,11 @@ from rank_pool import Layout, RankPool
 from training import export_checkpoint, import_checkpoint
 from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessor
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.evaluate import prepare_evaluation
-from nemo_tvkd.models.hf import HF_SIDE_DIR, find_checkpoint
-from nemo_tvkd.prepare import prepare_training
-from nemo_tvkd.scores.job import ScoringJob, prepare_scoring
+from nemo_tvkd.checkpoints.hf import HF_SIDE_DIR, find_checkpoint
+from nemo_tvkd.commands.evaluate import prepare_evaluation
+from nemo_tvkd.commands.score import ScoringJob, prepare_scoring
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.prepare.training import prepare_training
 from nemo_tvkd.scores.store import ScoreStore
 
 ONE, TP2, PP2 = Layout(), Layout(tp=2), Layout(pp=2)
@@ -34,7 +34,7 @@ RENDERED = (
 
 def score_task(config: Any, job: ScoringJob) -> None:
     """Task: the scoring that the parent prepared."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     assert job.checkpoint is not None
     score(config, job, job.checkpoint)
@@ -42,7 +42,7 @@ def score_task(config: Any, job: ScoringJob) -> None:
 
 def train_task(config: Any, prepared: Any) -> None:
     """Task: the training that the parent prepared."""
-    from nemo_tvkd.train import fit
+    from nemo_tvkd.commands.train import fit
 
     fit(config, prepared)
 

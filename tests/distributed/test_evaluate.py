@@ -5,15 +5,15 @@ import pytest
 from rank_pool import Layout, RankPool
 from teacher import DP2, ONE, PAIRS, TOLERANCE, TP2PP2, Teacher
 
+from nemo_tvkd.checkpoints.hf import find_checkpoint
 from nemo_tvkd.data.template import Tokenized
-from nemo_tvkd.models.hf import find_checkpoint
 
 
 def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[list[float]]:
     """Task: what `evaluate` measures."""
-    from nemo_tvkd.compose import compose
+    from nemo_tvkd.commands.evaluate.forward import LOGPS, pair_numbers, read_logps
+    from nemo_tvkd.config.compose import compose
     from nemo_tvkd.data.batch import Item
-    from nemo_tvkd.evaluate.forward import LOGPS, pair_numbers, read_logps
 
     config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
     checkpoint, items = find_checkpoint(path, "checkpoint"), [Item(row) for row in rows]

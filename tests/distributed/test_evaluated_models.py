@@ -16,11 +16,11 @@ from rank_pool import Layout, RankPool
 from training import import_checkpoint, save_hf
 from two_tokenizers import LENGTH, TwoTokenizers, states_at
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.evaluate.figures import Judgement, Others
-from nemo_tvkd.evaluate.job import report
-from nemo_tvkd.evaluate.prepare import Evaluation, prepare_evaluation
-from nemo_tvkd.scores.job import prepare_scoring
+from nemo_tvkd.commands.evaluate.figures import Judgement, Others
+from nemo_tvkd.commands.evaluate.job import report
+from nemo_tvkd.commands.evaluate.prepare import Evaluation, prepare_evaluation
+from nemo_tvkd.commands.score import prepare_scoring
+from nemo_tvkd.config.compose import compose
 
 BETA, TOLERANCE = 0.1, 1e-5
 ONE, TP2PP2 = Layout(), Layout(tp=2, pp=2)
@@ -77,7 +77,7 @@ def made(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint
 
 def judge_task(config: Any, job: Evaluation) -> tuple[dict[str, Judgement], Others]:
     """Task: the evaluation that the parent prepared."""
-    from nemo_tvkd.evaluate.job import judge
+    from nemo_tvkd.commands.evaluate.job import judge
 
     return judge(config, job, job.models)
 
@@ -175,7 +175,7 @@ def judged_alone(pool: RankPool, config: Any) -> Any:
 
 def score_task(config: Any, job: Any) -> None:
     """Task: the scoring that the parent prepared."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     score(config, job, job.checkpoint)
 
@@ -209,7 +209,7 @@ def freed_task(config: Any, job: Evaluation) -> list[bool]:
     """Task: whether each model was gone when the next one was loaded, and the last at the end."""
     import weakref
 
-    from nemo_tvkd.evaluate.job import judge
+    from nemo_tvkd.commands.evaluate.job import judge
     from nemo_tvkd.models import frozen
 
     loaded: list[Any] = []

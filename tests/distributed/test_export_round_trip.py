@@ -114,8 +114,8 @@ def test_a_source_without_a_generation_config_gets_none(pool: RankPool, tmp_path
 
 def import_with_tokenizer(source: str, output: str, tokenizer: str) -> None:
     """Task: `import-hf` with another tokenizer."""
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime.checkpoints import import_hf
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.models.conversion import import_hf
 
     import_hf(find_checkpoint(source, "source"), Path(output), tokenizer)
 

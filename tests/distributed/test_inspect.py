@@ -17,9 +17,9 @@ from reward_models import VOCAB, add_head, classifier, make_reward_model, random
 from teacher import DP2, ONE, TP2PP2
 from training import import_checkpoint, save_hf
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.inspect.job import Inspection, prepare_inspection
-from nemo_tvkd.inspect.numbers import Figures, Response
+from nemo_tvkd.commands.inspect.job import Inspection, prepare_inspection
+from nemo_tvkd.commands.inspect.numbers import Figures, Response
+from nemo_tvkd.config.compose import compose
 
 TEXTS = (
     ("Who owns the lamp?", "Anna owns it.", "No."),
@@ -76,7 +76,7 @@ def made(pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def inspect_task(overrides: list[str], job: Inspection) -> Figures:
     """Task: the page's numbers."""
-    from nemo_tvkd.inspect.job import inspect
+    from nemo_tvkd.commands.inspect.job import inspect
 
     return inspect(compose("inspect", overrides), job)
 

@@ -59,8 +59,8 @@ def test_a_failed_import_leaves_no_checkpoint(pool: RankPool, sources: Sources, 
 
 def cached_imports(sources: list[str], cache: str) -> list[str]:
     """Task: what `train` makes of Hugging Face paths, with the import done here rather than in a process of its own."""
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime import checkpoints
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.models import conversion as checkpoints
 
     original = checkpoints._import_in_subprocess, checkpoints.import_folder
     checkpoints._import_in_subprocess = lambda source, output, tokenizer: checkpoints.import_hf(source, output)

@@ -23,7 +23,7 @@ from rank_pool import Layout, RankPool
 from torch import Tensor
 
 from nemo_tvkd.parallel.lm_head import gather_sequence, head_logprobs, head_statistics
-from nemo_tvkd.parallel.vocab import LOGPROB
+from nemo_tvkd.parallel.statistic import LOGPROB
 
 WORLDS = (1, 2, 4)
 CASES = ("normal", "bf16", "large", "wide", "one token", "no tokens", "padding only on the last ranks", "strided")

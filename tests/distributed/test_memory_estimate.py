@@ -7,8 +7,8 @@ import pytest
 from memory_runs import PROMPT, hf_config, measure, measure_reading
 from rank_pool import Layout, RankPool
 
-from nemo_tvkd.doctor import parameters
-from nemo_tvkd.doctor.memory import MemoryEstimate, Model, Settings, forward_memory, training_memory
+from nemo_tvkd.commands.doctor import parameters
+from nemo_tvkd.commands.doctor.memory import MemoryEstimate, Model, Settings, forward_memory, training_memory
 
 CLOSE = 0.15
 STATE = 200e6

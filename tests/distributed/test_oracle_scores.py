@@ -14,10 +14,10 @@ from reward_training import save_head
 from teacher import make_rows
 from training import VOCAB, import_checkpoint, save_hf
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.models.hf import find_checkpoint, weights_fingerprint
-from nemo_tvkd.parallel.vocab import Statistic
-from nemo_tvkd.scores.job import ScoringJob
+from nemo_tvkd.checkpoints.hf import find_checkpoint, weights_fingerprint
+from nemo_tvkd.commands.score import ScoringJob
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.store import MANIFEST, Identity, ScoreStore, data_fingerprint
 
 ONE, TP2, PP2, DP2, TP2PP2 = Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2), Layout(tp=2, pp=2)
@@ -31,7 +31,7 @@ REWARD, EVERYTHING = ("reward",), ("value", "logprob", "reward")
 
 def score_task(config: Any, jobs: dict[str, ScoringJob]) -> None:
     """Task: `score` as the command runs it, into one store after the other."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     for output, job in jobs.items():
         assert job.checkpoint is not None

@@ -18,10 +18,10 @@ from rank_pool import Layout, RankPool
 from training import import_checkpoint, save_hf
 from two_tokenizers import LENGTH, TEXTS
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.score import ScoringJob, prepare_scoring
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.noise import is_flipped
-from nemo_tvkd.prepare import Prepared, prepare_training
-from nemo_tvkd.scores.job import ScoringJob, prepare_scoring
+from nemo_tvkd.prepare.training import Prepared, prepare_training
 from nemo_tvkd.scores.store import ScoreStore
 
 ONE, TP2, PP2, DP2, TP2PP2 = Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2), Layout(tp=2, pp=2)
@@ -34,7 +34,7 @@ NOISE = ["data.label_noise=0.5", "data.label_noise_seed=2"]
 
 def score_task(config: Any, job: ScoringJob) -> None:
     """Task: the scoring that the parent prepared."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     assert job.checkpoint is not None
     score(config, job, job.checkpoint)
@@ -42,7 +42,7 @@ def score_task(config: Any, job: ScoringJob) -> None:
 
 def fit_task(config: Any, prepared: Prepared) -> None:
     """Task: the training that the parent prepared."""
-    from nemo_tvkd.train import fit
+    from nemo_tvkd.commands.train import fit
 
     fit(config, prepared)
 

@@ -9,8 +9,8 @@ from rank_pool import Layout, RankPool
 from tiny_models import tiny_llama
 from training import fit_prepared, import_checkpoint
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.prepare import prepare_training
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.prepare.training import prepare_training
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 LAYOUT = Layout(dp=2)

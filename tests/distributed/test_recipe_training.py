@@ -15,9 +15,9 @@ from reward_models import add_head, random_head
 
 from nemo_tvkd.cluster.recipe import Submission, load_recipe
 from nemo_tvkd.cluster.tiny import HEAD_DIM, HEADS, make_models
-from nemo_tvkd.compose import compose
-from nemo_tvkd.prepare import Prepared, prepare_training
-from nemo_tvkd.scores.job import ScoringJob, prepare_scoring
+from nemo_tvkd.commands.score import ScoringJob, prepare_scoring
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.prepare.training import Prepared, prepare_training
 
 RECIPES = {
     "tvkd-llama-8b-1b": (Layout(tp=2), Layout(tp=2)),
@@ -72,8 +72,8 @@ def command(submission: Submission, name: str, layout: Layout, role: str) -> Any
 
 def score_task(config: Any, job: ScoringJob) -> None:
     """Task: `score` as the command's ranks run it."""
-    from nemo_tvkd.runtime.checkpoints import as_nemo
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
+    from nemo_tvkd.models.conversion import as_nemo
 
     assert job.checkpoint is not None
     score(config, job, as_nemo({"score.model": (job.checkpoint, config.score.tokenizer)})["score.model"])
@@ -81,7 +81,7 @@ def score_task(config: Any, job: ScoringJob) -> None:
 
 def train_task(config: Any, prepared: Prepared) -> None:
     """Task: `train` as the command's ranks run it."""
-    from nemo_tvkd import train
+    from nemo_tvkd.commands import train
 
     train._use_nemo_checkpoints(config, prepared)
     train.fit(config, prepared)

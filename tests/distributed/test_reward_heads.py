@@ -204,9 +204,9 @@ def refused_task(source: str, output: str) -> str:
 
 def refused_automatically(path: str, cache: str) -> str:
     """Task: with which line an import for `oracle.path` fails, if its process says this."""
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
     from nemo_tvkd.errors import UserError
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime import checkpoints
+    from nemo_tvkd.models import conversion as checkpoints
 
     def refuse(*arguments: Any) -> None:
         raise UserError(f"source: {path} lacks score.weight")

@@ -25,10 +25,10 @@ from test_nemo_checkpoints import FIELDS, compare_context, stored_names
 from training import import_checkpoint
 from transformers import PreTrainedModel
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.checkpoints.hf import find_checkpoint
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item
-from nemo_tvkd.encoder import Encoder
-from nemo_tvkd.models.hf import find_checkpoint
+from nemo_tvkd.prepare.encoder import Encoder
 
 TOLERANCE = 1e-5
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], bool]] = {
@@ -77,8 +77,8 @@ def rewards_of(
 
 def export_as(source: str, output: str, kind: str) -> str:
     """Task: NeMo to Hugging Face, of a kind; the warning."""
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.runtime.checkpoints import export_hf
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.models.conversion import export_hf
 
     return export_hf(find_checkpoint(source, "checkpoint"), Path(output), kind)
 

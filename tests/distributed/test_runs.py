@@ -83,11 +83,11 @@ def without_speed(rows: list[dict]) -> list[dict]:
 
 def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
     """Task: fill a score store."""
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.models.hf import find_checkpoint
-    from nemo_tvkd.scores import job
+    from nemo_tvkd.checkpoints.hf import find_checkpoint
+    from nemo_tvkd.commands import score as job
+    from nemo_tvkd.config.compose import compose
+    from nemo_tvkd.config.values import wanted_values
     from nemo_tvkd.scores.store import Identity, data_fingerprint
-    from nemo_tvkd.values import wanted_values
 
     config = compose("score", overrides)
     what = tuple(sorted(config.score.what))
@@ -110,7 +110,7 @@ def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
 
 def test_cached_equals_online(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
     """Teacher and reference from a store written at another layout, against both in the job."""
-    from nemo_tvkd.needs import Needs
+    from nemo_tvkd.prepare.needs import Needs
     from nemo_tvkd.scores.store import ScoreStore
 
     items = make_items(five_steps)
@@ -293,7 +293,7 @@ def test_one_run_at_a_time_in_a_directory(pool: RankPool, models: Any, five_step
 
 def schedule_factors(schedule: str, warmup: int, steps: int, least: float) -> list[float]:
     """Task: the learning rate of every update, as a fraction of the peak."""
-    from nemo_tvkd.runtime.trainer import WarmupSchedule
+    from nemo_tvkd.training.trainer import WarmupSchedule
 
     rule = WarmupSchedule(schedule, warmup, steps, least)
     return [rule.factor(update) for update in range(steps + 1)]

@@ -12,17 +12,17 @@ from rank_pool import Layout, RankPool
 from teacher import DP2, KINDS, ONE, PAIRS, STATISTICS, TOLERANCE, TP2PP2, Teacher
 from training import import_checkpoint, save_hf
 
+from nemo_tvkd.checkpoints.hf import find_checkpoint
+from nemo_tvkd.commands.score import ScoringJob
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.models.hf import find_checkpoint
-from nemo_tvkd.parallel.vocab import Statistic
-from nemo_tvkd.scores.job import ScoringJob
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.store import MANIFEST, ScoreStore
 
 
 def score_task(output: str, job: ScoringJob, micro: int, part_size: int) -> str:
     """Task: `score` as the command runs it; the user error, if any."""
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
+    from nemo_tvkd.config.compose import compose
 
     values = job.identity.values
     asked = {

@@ -9,7 +9,7 @@ from chat_templates import file_of
 from rank_pool import Layout, RankPool
 from training import import_checkpoint, save_hf
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.tokenizer import load_tokenizer
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
@@ -19,7 +19,7 @@ MOST = {"all": ("response token", 8), "ends": ("response", 24)}
 
 def score_task(overrides: list[str]) -> tuple[int, int]:
     """Task: the scoring command in a process group; response tokens and pairs."""
-    from nemo_tvkd.scores.job import prepare_scoring, score
+    from nemo_tvkd.commands.score import prepare_scoring, score
 
     config = compose("score", overrides)
     job = prepare_scoring(config)

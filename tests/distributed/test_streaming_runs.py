@@ -10,10 +10,10 @@ from streaming import STREAMING
 from training import fit_prepared, import_checkpoint
 from two_tokenizers import Setting
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.score import prepare_scoring
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.lazy import Lazy
-from nemo_tvkd.prepare import prepare_training
-from nemo_tvkd.scores.job import prepare_scoring
+from nemo_tvkd.prepare.training import prepare_training
 
 LAYOUT = Layout(dp=2)
 STEPS = 4
@@ -22,7 +22,7 @@ TIMES = ("time", "seconds", "per_second", "memory")
 
 def score_task(config: Any, job: Any) -> None:
     """Task: the scoring that the parent prepared."""
-    from nemo_tvkd.scores.job import score
+    from nemo_tvkd.commands.score import score
 
     score(config, job, job.checkpoint)
 

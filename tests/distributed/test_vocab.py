@@ -11,7 +11,8 @@ from rank_pool import Layout, RankPool
 from torch import Tensor
 
 from nemo_tvkd.parallel import vocab
-from nemo_tvkd.parallel.vocab import KINDS, LOGPROB, Statistic, token_statistics
+from nemo_tvkd.parallel.statistic import KINDS, LOGPROB, Statistic
+from nemo_tvkd.parallel.vocab import token_statistics
 
 REAL, PADDED, TOKENS = 1003, 1024, 37
 INF, NAN = float("inf"), float("nan")

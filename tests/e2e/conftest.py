@@ -8,7 +8,7 @@ import pytest
 from inspect_browser import CHROMIUM, Browser, hostile_figures, write
 from inspect_figures import byte_tokenizer, make_figures, plain_texts
 
-from nemo_tvkd.inspect.numbers import Figures
+from nemo_tvkd.commands.inspect.numbers import Figures
 
 
 @pytest.fixture(scope="module")

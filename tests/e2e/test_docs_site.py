@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from docs_pages import DOCS, PAGES
 
-from nemo_tvkd.algorithms import ALGORITHMS
-from nemo_tvkd.config import COMMANDS
-from nemo_tvkd.documented import keys
-from nemo_tvkd.usage import HELP
+from nemo_tvkd.commands.help import HELP
+from nemo_tvkd.config.algorithms import ALGORITHMS
+from nemo_tvkd.config.commands import COMMANDS
+from nemo_tvkd.config.documented import keys
 
 CHROMIUM = shutil.which("chromium")
 LOADED = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src",), "object": ("data",)}

@@ -9,8 +9,8 @@ import pytest
 from inspect_browser import Browser, as_number, draw_all, needs_chromium, panel, shown_pairs, write
 from inspect_figures import make_figures, plain_texts
 
-from nemo_tvkd.inspect.numbers import Figures, Rule, series
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.commands.inspect.numbers import Figures, Rule, series
+from nemo_tvkd.parallel.statistic import Statistic
 
 pytestmark = needs_chromium
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_folders import BENCHMARK, TVKD_ROWS, chain, stage, submission, trained, write
 
-from nemo_tvkd.report import main
+from nemo_tvkd.commands.report import main
 
 HOSTILE = """<script>alert(1)</script>"'&<img src=x onerror=alert(1)> $\\frac$ {{ 7*7 }}"""
 VOID = ("meta", "br", "img", "link", "input", "hr")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from batch_job import OVERRIDES, Job
 
-from nemo_tvkd.cluster.config import ContainerConfig
-from nemo_tvkd.cluster.outputs import MARKS
+from nemo_tvkd.config.cluster import ContainerConfig
+from nemo_tvkd.runtime.outputs import MARKS
 
 
 def test_words_and_environment_arrive_exactly(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_words_and_environment_arrive_exactly(tmp_path: Path) -> None:
     check, step = job.calls()
     options = ["--kill-on-bad-exit=1", "--cpus-per-task=3"]
     one_task = ["--nodes=1", "--ntasks=1", "--ntasks-per-node=1"]
-    assert check == [*options, *one_task, "python", "-m", "nemo_tvkd.doctor.versions"]
+    assert check == [*options, *one_task, "python", "-m", "nemo_tvkd.commands.doctor.versions"]
     assert step == [*options, "python", "-m", "nemo_tvkd", "train", *OVERRIDES]
     found = job.environment()
     assert (found["ODD"], found["MADE"], found["OMP_NUM_THREADS"]) == (odd, "2", "3")

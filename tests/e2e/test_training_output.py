@@ -12,7 +12,7 @@ from demo_model import make_demo_model
 from terminal import run_in_terminal, screen
 from wandb_file import read_runs
 
-from nemo_tvkd.cluster.status import SCORED, STEP
+from nemo_tvkd.commands.status import SCORED, STEP
 
 STEPS = 12
 WIDTH = 80

@@ -58,7 +58,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
     there = {
         str(file.relative_to(REPOSITORY)) for file in (REPOSITORY / "nemo_tvkd").rglob("*.py") if "/." not in str(file)
     }
-    there |= {f"nemo_tvkd/inspect/page.{kind}" for kind in ("html", "css", "js")}
+    there |= {f"nemo_tvkd/commands/inspect/page.{kind}" for kind in ("html", "css", "js")}
     for folder, pattern in (("conf", "*.yaml"), ("conf", "*.json"), ("conf", "*.jinja"), ("slurm", "*.sbatch")):
         there |= {f"nemo_tvkd/{file.relative_to(REPOSITORY)}" for file in (REPOSITORY / folder).rglob(pattern)}
     assert packed == there
@@ -69,7 +69,7 @@ def test_the_wheel_holds_everything(wheel: Path) -> None:
 def test_it_finds_its_files(installed: Path, tmp_path: Path, site: bool) -> None:
     program = (
         "import json, nemo_tvkd\n"
-        "from nemo_tvkd.config import package_folder\n"
+        "from nemo_tvkd.files import package_folder\n"
         "print(json.dumps([nemo_tvkd.__file__, str(package_folder('conf')), str(package_folder('slurm'))]))"
     )
     done = python(installed, tmp_path, "-c", program, site=site)

@@ -126,9 +126,9 @@ def rows(output: Path) -> list[dict[str, Any]]:
 
 def train_uninterrupted(overrides: list[str], cache: str) -> None:
     """Task of the rank pool: what every rank of a training job does."""
-    from nemo_tvkd import train
-    from nemo_tvkd.compose import compose
-    from nemo_tvkd.prepare import prepare_training
+    from nemo_tvkd.commands import train
+    from nemo_tvkd.config.compose import compose
+    from nemo_tvkd.prepare.training import prepare_training
 
     os.environ["NEMO_TVKD_CACHE"] = cache
     config = compose("train", overrides)

@@ -8,9 +8,9 @@ from typing import Any
 
 from slurm_cluster import SlurmCluster
 
-from nemo_tvkd.cluster.config import ClusterConfig
 from nemo_tvkd.cluster.recipe import Stage
 from nemo_tvkd.cluster.render import render
+from nemo_tvkd.config.cluster import ClusterConfig
 
 PAYLOAD = Path(__file__).with_name("payload.py")
 

@@ -12,7 +12,7 @@ import pytest
 from slurm_cluster import PLUGIN_PACKAGES, SlurmCluster
 from stages import Stages
 
-from nemo_tvkd.cluster.config import ContainerConfig
+from nemo_tvkd.config.cluster import ContainerConfig
 
 AWKWARD = ("data.train='/data/with space/$HOME/\"x\".jsonl'", "score.what=[value,logprob]", "note=it's; `true` \\ #1")
 

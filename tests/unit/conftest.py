@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))  # a folder of scripts, no package
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(REPOSITORY / "launch"), str(REPOSITORY / "experiments")]  # folders of scripts, not packages
 
 from bad_input import STARTED, Fails, World, nemo_stays_out
 from chat_templates import LLAMA3_CHAT, MISTRAL_CHAT, MISTRAL_CHAT_V01, file_of

@@ -7,10 +7,10 @@ import yaml
 from omegaconf import OmegaConf
 from recipe_folder import Folder
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.paths import absolute, expand_homes
-from nemo_tvkd.prepare import _same_paths
-from nemo_tvkd.train import _save_config
+from nemo_tvkd.commands.train import _save_config
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.paths import absolute, expand_homes
+from nemo_tvkd.prepare.training import _same_paths
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -11,11 +11,12 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
-from nemo_tvkd.choices import CHOICES, FORMS, TERMINALS, VALUE_KINDS
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.choices import CHOICES, FORMS, TERMINALS
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.values import NOT_NEGATIVE, POSITIVE, RANGES
+from nemo_tvkd.parallel.statistic import VALUE_KINDS
 from nemo_tvkd.runtime.exits import guarded
-from nemo_tvkd.values import NOT_NEGATIVE, POSITIVE, RANGES
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -11,13 +11,13 @@ import pytest
 from bad_input import STARTED, Fails, World, write_rows
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.evaluate import prepare_evaluation
+from nemo_tvkd.commands.evaluate.forward import _check_finite
+from nemo_tvkd.commands.evaluate.prepare import Evaluation
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.evaluate import prepare_evaluation
-from nemo_tvkd.evaluate.forward import _check_finite
-from nemo_tvkd.evaluate.prepare import Evaluation
 
 pytestmark = pytest.mark.usefixtures("no_ranks", "without_nemo")
 

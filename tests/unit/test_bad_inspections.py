@@ -7,10 +7,10 @@ import pytest
 from bad_input import Fails, World
 from inspect_figures import RULE
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.inspect.job import check_finite, prepare_inspection
+from nemo_tvkd.commands.inspect.numbers import Rule, ranked, verdict
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.inspect.job import check_finite, prepare_inspection
-from nemo_tvkd.inspect.numbers import Rule, ranked, verdict
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -81,7 +81,7 @@ def test_a_broken_model_is_named_with_the_pair(world: World) -> None:
 
 
 def test_a_teacher_that_vanishes_is_told(world: World) -> None:
-    from nemo_tvkd.inspect.job import _notes
+    from nemo_tvkd.commands.inspect.job import _notes
 
     zero = prepare_inspection(compose("inspect", given(world, "shaping.terminal=zero")[1:]))
     assert any("vanishes" in note and "shaping.terminal=zero" in note for note in _notes(zero))

@@ -81,7 +81,7 @@ def test_resuming_another_run(world: World, fails: Fails, tmp_path: Path) -> Non
     """A checkpoint holds optimizer and schedule; continuing it with other settings would be neither run."""
     from omegaconf import OmegaConf
 
-    from nemo_tvkd.compose import compose
+    from nemo_tvkd.config.compose import compose
 
     command = [str(word) for word in (*world.online(), f"trainer.output_dir={tmp_path}")]
     OmegaConf.save(compose("train", command[1:]), tmp_path / "config.yaml")

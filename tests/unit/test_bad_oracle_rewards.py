@@ -10,8 +10,8 @@ from bad_input import JUDGED, PAIRS, STARTED, Fails, World, write_rows
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
-from nemo_tvkd.train import _save_config
+from nemo_tvkd.commands.train import _save_config
+from nemo_tvkd.config.compose import compose
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -10,8 +10,8 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
-from nemo_tvkd.choices import CONTRASTS, ENSEMBLES, LOGPROBS, STUDENT_REWARDS
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.choices import CONTRASTS, ENSEMBLES, LOGPROBS, STUDENT_REWARDS
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.runtime.exits import guarded
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")

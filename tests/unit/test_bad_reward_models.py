@@ -13,9 +13,9 @@ from bad_input import Fails, World
 from reward_models import add_head, classifier, random_head
 from safetensors.torch import load_file, save_file
 
+from nemo_tvkd.checkpoints.hf import Checkpoint
+from nemo_tvkd.checkpoints.hf_weights import read_model
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.models.hf import Checkpoint
-from nemo_tvkd.runtime.hf_weights import read_model
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

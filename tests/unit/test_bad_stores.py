@@ -8,9 +8,9 @@ import pytest
 from bad_input import PAIRS, STARTED, Fails, World, write_rows
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
-from nemo_tvkd.parallel.vocab import Statistic
-from nemo_tvkd.scores.job import prepare_scoring
+from nemo_tvkd.commands.score import prepare_scoring
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.parallel.statistic import Statistic
 
 MAX, SHARP, WARM = Statistic("max"), Statistic("soft_value", 0.01), Statistic("soft_value", 0.5)
 

@@ -25,7 +25,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def loaded(*args: Any) -> None:
         raise AssertionError("the mistake was not noticed before a model is loaded")
 
-    monkeypatch.setattr("nemo_tvkd.benchmark.job.load_model", loaded)
+    monkeypatch.setattr("nemo_tvkd.commands.benchmark.job.load_model", loaded)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at its import
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     for name in ("RANK", "SLURM_STEP_NUM_TASKS", "NEMO_TVKD_DEBUG"):
@@ -68,7 +68,7 @@ def test_the_output(cases: Cases, tmp_path: Path, fails: Fails) -> None:
 
 
 def test_results_of_another_benchmark(cases: Cases, tmp_path: Path, fails: Fails) -> None:
-    from nemo_tvkd.benchmark.files import claim
+    from nemo_tvkd.commands.benchmark.files import claim
 
     claim(tmp_path, "alpaca_eval", {"weights": "other"})
     line = fails(*cases.options(tmp_path, tasks="[]"))

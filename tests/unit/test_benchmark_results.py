@@ -13,9 +13,9 @@ from benchmark_cases import NEW_TOKENS, PROMPTS, QUESTIONS, SHOTS, Cases, Plain,
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.benchmark.answers import Writer, answer
-from nemo_tvkd.benchmark.prompts import Conversation
-from nemo_tvkd.benchmark.rewards import score
+from nemo_tvkd.commands.benchmark.answers import Writer, answer
+from nemo_tvkd.commands.benchmark.prompts import Conversation
+from nemo_tvkd.commands.benchmark.rewards import score
 
 
 def lines(file: Path) -> list[dict]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.evaluate.comparison import compare, holm, mcnemar, sign_flips
-from nemo_tvkd.evaluate.figures import Judgement, Others, figures_of
+from nemo_tvkd.commands.evaluate.comparison import compare, holm, mcnemar, sign_flips
+from nemo_tvkd.commands.evaluate.figures import Judgement, Others, figures_of
+from nemo_tvkd.config.compose import compose
 
 
 def test_mcnemar_by_hand() -> None:

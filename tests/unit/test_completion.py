@@ -12,8 +12,8 @@ from bad_input import run_python
 from terminal import run_in_terminal
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.completion import SCRIPTS, SOURCED, answer
-from nemo_tvkd.usage import HELP
+from nemo_tvkd.commands.completion import SCRIPTS, SOURCED, answer
+from nemo_tvkd.commands.help import HELP
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

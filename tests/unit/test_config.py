@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from nemo_tvkd import algorithms, sections
-from nemo_tvkd import config as commands
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.benchmark import config as benchmark
-from nemo_tvkd.cluster import config as cluster
-from nemo_tvkd.compose import TRAINING, compose
-from nemo_tvkd.config import ALGORITHMS, COMMANDS, package_folder
+from nemo_tvkd.config import algorithms, benchmark, cluster, commands, sections
+from nemo_tvkd.config.commands import ALGORITHMS, COMMANDS
+from nemo_tvkd.config.compose import TRAINING, compose
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import package_folder
 from nemo_tvkd.losses import METHODS
 
 MODULES = (commands, sections, algorithms, benchmark, cluster)

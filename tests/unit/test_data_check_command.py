@@ -11,7 +11,7 @@ import pytest
 from pair_records import PAIR, write
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.data_check.examples import visible
+from nemo_tvkd.commands.data_check.examples import visible
 
 
 def words(printed: str) -> str:

@@ -10,7 +10,7 @@ import noise_robustness
 import pytest
 from demo_stages import Stage
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
 
 CHAINS = {
     "tvkd": (demo.stages, ["train"] * 3 + ["score"] + ["train"] * 2 + ["export-hf"] * 4),

@@ -7,16 +7,16 @@ import pytest
 from chat_templates import LLAMA_PROMPT, MISTRAL_PROMPT, ids, pair
 from dialogues import END, EOS, EOT, PAD, SPECIAL, TOLD, base_model, base_tokenizer, write_rows
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.config import package_folder
+from nemo_tvkd.checkpoints.hf import find_checkpoint
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.chat_template import BUILT_IN
 from nemo_tvkd.data.records import row_from_record
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import load_tokenizer, set_tokens, tokenizer_fingerprint
-from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.models.hf import find_checkpoint
-from nemo_tvkd.prepare import prepare_training
+from nemo_tvkd.files import package_folder
+from nemo_tvkd.prepare.encoder import Encoder
+from nemo_tvkd.prepare.training import prepare_training
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -212,7 +212,7 @@ def test_a_run_with_other_tokens_is_another_run(base: Base, tmp_path: Path) -> N
     """Runs of before there were these keys had the tokenizer's own."""
     from omegaconf import OmegaConf
 
-    from nemo_tvkd.prepare import check_output
+    from nemo_tvkd.prepare.training import check_output
 
     config = base.config(f"trainer.output_dir={tmp_path}")
     (tmp_path / "checkpoints/step-00000001/weights").mkdir(parents=True)

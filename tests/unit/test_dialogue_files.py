@@ -10,9 +10,9 @@ import pytest
 from dialogues import BOS, EOS, EOT, PAD, SPECIAL, base_model, base_tokenizer, side_files
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
+from nemo_tvkd.checkpoints.side_files import write_dialogue
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import Dialogue, load_tokenizer
-from nemo_tvkd.runtime.side_files import write_dialogue
 
 pytestmark = pytest.mark.usefixtures("without_nemo")
 

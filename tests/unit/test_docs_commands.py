@@ -9,10 +9,10 @@ from docs_pages import DOCS, PAGES, blocks, missing_output, nemo_tvkd_words
 
 from nemo_tvkd.__main__ import _checked_path, _take_option
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.help import HELP
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.values import check_values
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.usage import HELP
-from nemo_tvkd.values import check_values
 
 README = DOCS.parent / "README.md"
 INDENTED = re.compile(r"^    nemo-tvkd .*?[^\\]$", re.MULTILINE | re.DOTALL)

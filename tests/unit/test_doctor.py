@@ -11,10 +11,10 @@ import pytest
 from bad_input import World, write_rows
 from doctor_cases import ROWS, Chain
 
+from nemo_tvkd.commands.doctor.memory import OUTSIDE_TENSORS
+from nemo_tvkd.commands.doctor.sizes import estimate
+from nemo_tvkd.commands.doctor.stages import StageChecks
 from nemo_tvkd.data.tokenizer import load_tokenizer
-from nemo_tvkd.doctor.memory import OUTSIDE_TENSORS
-from nemo_tvkd.doctor.sizes import estimate
-from nemo_tvkd.doctor.stages import StageChecks
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -11,10 +11,10 @@ import pytest
 from bad_input import World
 from doctor_cases import Chain
 
-from nemo_tvkd import doctor
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.cluster.recipe import load_recipe
 from nemo_tvkd.cluster.render import render
+from nemo_tvkd.commands import doctor
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -68,7 +68,7 @@ def words_of(chain: Chain, *more: object) -> list[str]:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing to say of this one."""
-    monkeypatch.setattr("nemo_tvkd.doctor.machine.machine_checks", lambda: [])
+    monkeypatch.setattr("nemo_tvkd.commands.doctor.machine.machine_checks", lambda: [])
 
 
 @pytest.mark.usefixtures("machine")

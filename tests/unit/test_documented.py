@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.algorithms import ALGORITHMS
-from nemo_tvkd.cluster.config import ClusterConfig, ContainerConfig, SubmitConfig
-from nemo_tvkd.compose import choices
-from nemo_tvkd.config import COMMANDS
-from nemo_tvkd.documented import Key, documented, keys, meanings
-from nemo_tvkd.values import admissible
+from nemo_tvkd.config.algorithms import ALGORITHMS
+from nemo_tvkd.config.cluster import ClusterConfig, ContainerConfig, SubmitConfig
+from nemo_tvkd.config.commands import COMMANDS
+from nemo_tvkd.config.compose import choices
+from nemo_tvkd.config.documented import Key, documented, keys, meanings
+from nemo_tvkd.config.values import admissible
 
 CHOSEN = ("algorithm", "name")
 """The section that a file of conf/ fills, and the name it gives."""
@@ -103,7 +103,7 @@ def test_every_key_has_a_meaning(kind: type) -> None:
 
 def test_keys_are_those_of_the_configuration() -> None:
     """Every leaf of the composed configuration, and no other."""
-    from nemo_tvkd.compose import compose, flatten
+    from nemo_tvkd.config.compose import compose, flatten
 
     config = OmegaConf.to_container(compose("score", []))
     assert {key.name for key in keys(COMMANDS["score"])} == set(flatten(config))

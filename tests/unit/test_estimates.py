@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from transformers import LlamaConfig
 
-from nemo_tvkd.doctor.hours import (
+from nemo_tvkd.commands.doctor.hours import (
     READING_UTILISATION,
     TRAINING_UTILISATION,
     forward_flops,
@@ -13,8 +13,8 @@ from nemo_tvkd.doctor.hours import (
     tokens_of,
     training_hours,
 )
-from nemo_tvkd.doctor.memory import Model, Settings, forward_memory, training_memory
-from nemo_tvkd.doctor.parameters import Layout, layer_matrices, model_parameters, rank_parameters
+from nemo_tvkd.commands.doctor.memory import Model, Settings, forward_memory, training_memory
+from nemo_tvkd.commands.doctor.parameters import Layout, layer_matrices, model_parameters, rank_parameters
 
 CONFIG = LlamaConfig(
     vocab_size=1000,  # padded to 1024

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.evaluate.calibration import by_confidence, calibration_error, confidence_parts, correct, sigmoid
-from nemo_tvkd.evaluate.figures import Judgement, Others, figures_of, pair_rows, result_of
+from nemo_tvkd.commands.evaluate.calibration import by_confidence, calibration_error, confidence_parts, correct, sigmoid
+from nemo_tvkd.commands.evaluate.figures import Judgement, Others, figures_of, pair_rows, result_of
+from nemo_tvkd.config.compose import compose
 
 BETA, COUNT = 0.2, 60
 

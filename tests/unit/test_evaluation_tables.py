@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nemo_tvkd.compose import compose
-from nemo_tvkd.evaluate.comparison import compare
-from nemo_tvkd.evaluate.figures import Judgement, Others, figures_of, result_of
-from nemo_tvkd.evaluate.tables import interval, labels, number, show
+from nemo_tvkd.commands.evaluate.comparison import compare
+from nemo_tvkd.commands.evaluate.figures import Judgement, Others, figures_of, result_of
+from nemo_tvkd.commands.evaluate.tables import interval, labels, number, show
+from nemo_tvkd.config.compose import compose
 
 LABELS = {
     ("runs/tvkd", "runs/dpo"): ["tvkd", "dpo"],

@@ -10,10 +10,10 @@ from bad_input import nemo_stays_out
 from oracle_settings import Oracles, make_oracles, number, responses
 from two_tokenizers import TEXTS, states_at
 
+from nemo_tvkd.commands.train import _LOCKS, _take
 from nemo_tvkd.data.batch import Item, collate
 from nemo_tvkd.data.noise import is_flipped
-from nemo_tvkd.prepare import Prepared
-from nemo_tvkd.train import _LOCKS, _take
+from nemo_tvkd.prepare.training import Prepared
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -20,7 +20,8 @@ from head_cases import equation, fp32_error, within
 from torch import Tensor
 
 from nemo_tvkd.parallel import fused, vocab
-from nemo_tvkd.parallel.vocab import ACTION_KINDS, KINDS, Statistic, Sweep, finish
+from nemo_tvkd.parallel.statistic import ACTION_KINDS, KINDS, Statistic, Sweep
+from nemo_tvkd.parallel.vocab import finish
 
 INF, NAN = float("inf"), float("nan")
 STATISTICS = [Statistic("soft_value", tau) for tau in (0.01, 0.5, 1.0, 5.0)]

@@ -9,7 +9,7 @@ import pytest
 from bad_input import run_python
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

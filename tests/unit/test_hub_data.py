@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.paths import path_list
 from nemo_tvkd.data.pairs import Row, read_rows
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.paths import path_list
 
 CARD = """---
 configs:

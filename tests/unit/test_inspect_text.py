@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from inspect_figures import byte_tokenizer
 
-from nemo_tvkd.inspect.text import pieces, visible, words
+from nemo_tvkd.commands.inspect.text import pieces, visible, words
 
 TEXTS = (
     "Hello there, wide world!",

@@ -5,9 +5,9 @@ import warnings
 import numpy as np
 import pytest
 
-from nemo_tvkd.evaluate.calibration import calibration_error, confidence_parts, correct, sigmoid
-from nemo_tvkd.evaluate.figures import pearson, spearman
-from nemo_tvkd.evaluate.intervals import BCA_PAIRS, Figure, bootstrap, intervals, mean
+from nemo_tvkd.commands.evaluate.calibration import calibration_error, confidence_parts, correct, sigmoid
+from nemo_tvkd.commands.evaluate.figures import pearson, spearman
+from nemo_tvkd.commands.evaluate.intervals import BCA_PAIRS, Figure, bootstrap, intervals, mean
 
 SETS, PAIRS = 200, 80
 

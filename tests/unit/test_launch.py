@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from nemo_tvkd.config import ParallelConfig
+from nemo_tvkd.config.commands import ParallelConfig
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime import exits, launch
 from nemo_tvkd.runtime.launch import world_size

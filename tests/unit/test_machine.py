@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from nemo_tvkd.doctor import machine
-from nemo_tvkd.doctor.machine import GIB, machine_checks
+from nemo_tvkd.commands.doctor import machine
+from nemo_tvkd.commands.doctor.machine import GIB, machine_checks
 
 PROGRAM = """
 import json, os, sys, time
 from dataclasses import asdict
-from nemo_tvkd.doctor import machine
+from nemo_tvkd.commands.doctor import machine
 seconds, late, broken = float(sys.argv[1]), sys.argv[2], sys.argv[3]
 rank = os.environ["RANK"]
 if rank == late:

@@ -4,9 +4,16 @@ import math
 
 import pytest
 
-from nemo_tvkd.evaluate.figures import pearson
-from nemo_tvkd.evaluate.intervals import Figure
-from nemo_tvkd.evaluate.metrics import agreement, by_strength, implicit_rewards, margins_of, preference_metrics, rounded
+from nemo_tvkd.commands.evaluate.figures import pearson
+from nemo_tvkd.commands.evaluate.intervals import Figure
+from nemo_tvkd.commands.evaluate.metrics import (
+    agreement,
+    by_strength,
+    implicit_rewards,
+    margins_of,
+    preference_metrics,
+    rounded,
+)
 
 LOGPS = [(-1.0, -3.0), (-4.0, -2.0), (-5.0, -5.0), (-2.0, -8.0)]
 

@@ -6,7 +6,7 @@ import pytest
 from bad_input import STARTED, Fails, World, run_python
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")

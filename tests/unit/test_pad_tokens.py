@@ -10,8 +10,8 @@ from chat_templates import LLAMA3_CHAT, MISTRAL_CHAT
 from tokenizers import Tokenizer, models, pre_tokenizers  # type: ignore[import-untyped]
 from transformers import AutoConfig, AutoTokenizer, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
 
-from nemo_tvkd.models.hf import Checkpoint
-from nemo_tvkd.runtime.reward_models import choose_pad_token, end_ids, make_reward_model, pad_token_warning
+from nemo_tvkd.checkpoints.hf import Checkpoint
+from nemo_tvkd.checkpoints.reward_models import choose_pad_token, end_ids, make_reward_model, pad_token_warning
 
 pytestmark = pytest.mark.usefixtures("without_nemo")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from terminal import screen
 
-from nemo_tvkd.cluster.status import SCORED
+from nemo_tvkd.commands.status import SCORED
 from nemo_tvkd.runtime import progress
 from nemo_tvkd.runtime.clock import PACE_STEPS, Clock, duration
 from nemo_tvkd.runtime.progress import NEVER, Bar, Display, Lines, Piece, ScoringProgress, Status, display

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.checkpoints.hf import find_checkpoint
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item, collate
-from nemo_tvkd.encoder import Encoder
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.models.hf import find_checkpoint
 from nemo_tvkd.parallel.sequence import response_states
+from nemo_tvkd.prepare.encoder import Encoder
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 EMPTY = (87, 517, 926, 1104)
@@ -203,7 +203,7 @@ def test_nothing_of_nemo_is_needed() -> None:
     import subprocess
 
     program = (
-        "import sys\nimport nemo_tvkd.prepare, nemo_tvkd.data.batch, nemo_tvkd.scores.store\n"
+        "import sys\nimport nemo_tvkd.prepare.training, nemo_tvkd.data.batch, nemo_tvkd.scores.store\n"
         "assert not {'nemo', 'megatron'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

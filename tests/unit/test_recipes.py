@@ -13,8 +13,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_tvkd.cluster.recipe import Stage, Submission, load_recipe
-from nemo_tvkd.compose import choices
-from nemo_tvkd.config import package_folder
+from nemo_tvkd.config.compose import choices
+from nemo_tvkd.files import package_folder
 
 TVKD = {
     "tvkd-llama-8b-1b": ("llama-3.1-8b", "llama-3.2-1b"),

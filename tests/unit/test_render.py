@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nemo_tvkd.cluster.config import ClusterConfig, ContainerConfig
 from nemo_tvkd.cluster.container import quote
 from nemo_tvkd.cluster.recipe import Stage
 from nemo_tvkd.cluster.render import SINGLE_PROCESS, TEMPLATES, render
+from nemo_tvkd.config.cluster import ClusterConfig, ContainerConfig
 from nemo_tvkd.errors import UserError
 
 RUNTIMES = ("none", "pyxis", "apptainer", "docker")

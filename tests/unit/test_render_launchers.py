@@ -132,7 +132,7 @@ def test_the_project_is_installed_beside_the_image(fake: Path, tmp_path: Path) -
     install, versions, command = calls(fake)
     assert install[1:6] == ["-m", "pip", "install", "--quiet", "--no-deps"]
     assert str(REPOSITORY) not in " ".join(install)  # pip works on a copy
-    assert versions == ["python", "-m", "nemo_tvkd.doctor.versions"]
+    assert versions == ["python", "-m", "nemo_tvkd.commands.doctor.versions"]
     assert command == ["python", "a b"]
 
 

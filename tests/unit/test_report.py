@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from run_folders import BENCHMARK, PREFERENCES, SFT_ROWS, TVKD_ROWS, chain, scaled, stage, submission, trained, write
 
+from nemo_tvkd.commands.report import main
+from nemo_tvkd.commands.report.contents import collect
+from nemo_tvkd.commands.report.folder import read_run
+from nemo_tvkd.commands.report.page import markdown
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.report import main
-from nemo_tvkd.report.contents import collect
-from nemo_tvkd.report.folder import read_run
-from nemo_tvkd.report.page import markdown
 
 Rows = list[dict[str, str]]
 

@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import pytest
 
-from nemo_tvkd import train
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands import train
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime.exits import guarded
 

@@ -13,7 +13,7 @@ from run_folders import SFT_ROWS, TVKD_ROWS, chain, stage, submission, trained, 
 
 from nemo_tvkd.cluster import queue
 from nemo_tvkd.cluster.queue import Job, SlurmUnavailable, job_states
-from nemo_tvkd.cluster.status import main
+from nemo_tvkd.commands.status import main
 from nemo_tvkd.errors import UserError
 
 SCONTROL_ENDED = (

@@ -8,7 +8,7 @@ import pytest
 from score_jobs import PART_SIZE, digests, flip, make_identity, make_ids, make_scores, one_line, run_job
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.parallel.vocab import Statistic
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.scores.store import ScoreStore, StoreWriter
 
 MAX, SHARP = Statistic("max"), Statistic("soft_value", 0.1)

@@ -10,7 +10,7 @@ import pytest
 from score_jobs import PART_SIZE, digests, make_identity, make_ids, make_scores, run_job
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.parallel.vocab import ACTION_KINDS, VALUE_KINDS, Statistic
+from nemo_tvkd.parallel.statistic import ACTION_KINDS, VALUE_KINDS, Statistic
 from nemo_tvkd.scores.store import Identity, PairScores, ScoreStore, StoreWriter
 
 SHARP, SOFT, MAX = Statistic("soft_value", 0.01), Statistic("soft_value", 0.1), Statistic("max")

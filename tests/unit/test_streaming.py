@@ -13,16 +13,16 @@ from oracle_settings import Oracles, make_oracles
 from streaming import STREAMING, assert_same_elements, plain
 from two_tokenizers import TEXTS, write_pairs
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.score import prepare_scoring, writer_of
+from nemo_tvkd.commands.train import _LOCKS, _take
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import micro_batches
 from nemo_tvkd.data.lazy import Chained, Lazy, Mapped, Selected
 from nemo_tvkd.data.noise import is_flipped
 from nemo_tvkd.data.readings import pair_ids, tokens_of, with_others
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.prepare import Prepared, check_output
-from nemo_tvkd.scores.job import prepare_scoring, writer_of
+from nemo_tvkd.prepare.training import Prepared, check_output
 from nemo_tvkd.scores.store import ScoreStore
-from nemo_tvkd.train import _LOCKS, _take
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks", "cache")
 

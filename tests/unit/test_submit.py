@@ -12,9 +12,9 @@ import pytest
 from bad_input import Fails, write_rows
 from submit_stand_ins import Mine, Slurm
 
-from nemo_tvkd import doctor
 from nemo_tvkd.__main__ import RUNNERS
-from nemo_tvkd.doctor.check import Check
+from nemo_tvkd.commands import doctor
+from nemo_tvkd.commands.doctor.check import Check
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

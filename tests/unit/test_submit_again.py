@@ -9,8 +9,8 @@ import pytest
 from bad_input import Fails
 from submit_stand_ins import Mine, Slurm
 
-from nemo_tvkd import doctor
 from nemo_tvkd.__main__ import RUNNERS, main
+from nemo_tvkd.commands import doctor
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

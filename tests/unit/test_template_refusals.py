@@ -11,10 +11,10 @@ import pytest
 from bad_input import Fails, World, write_rows
 from chat_templates import MISTRAL_CHAT, TURNS, conversation, trained
 
-from nemo_tvkd.compose import compose
+from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.prepare import prepare_training
+from nemo_tvkd.prepare.training import prepare_training
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

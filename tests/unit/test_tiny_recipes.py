@@ -11,10 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from nemo_tvkd.cluster.recipe import load_recipe
 from nemo_tvkd.cluster.tiny import architecture, make_models, tiny_architecture
-from nemo_tvkd.config import package_folder
+from nemo_tvkd.config.values import check_values
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.values import check_values
+from nemo_tvkd.files import package_folder
 
 pytestmark = pytest.mark.usefixtures("without_nemo")
 ARCHITECTURES = ["llama-3.1-8b", "llama-3.2-1b", "llama-3.2-3b", "mistral-7b", "danube3-500m"]

@@ -15,12 +15,12 @@ from chat_templates import MISTRAL_CHAT
 from datasets import Dataset
 from streaming import REAL, assert_same_elements, caches, encoder, read
 
-from nemo_tvkd import encoder as encoder_module
 from nemo_tvkd.data import cache
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.data.tokenizer import load_tokenizer
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.prepare import encoder as encoder_module
 
 TURNS = [("user", "One?"), ("assistant", "Two."), ("user", "Three? Four?"), ("assistant", "Five, six.")]
 TALK = [{"role": role, "content": text} for role, text in TURNS]

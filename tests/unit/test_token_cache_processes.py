@@ -18,9 +18,9 @@ from streaming import EMPTY, LONG, REAL, caches, encoder, read, rests
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from nemo_tvkd import encoder as encoder_module
 from nemo_tvkd.data import once
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.prepare import encoder as encoder_module
 
 PAIRS: list[dict[str, Any]] = [
     {"prompt": f"Question {n}?", "chosen": f"Answer {n}, of some length.", "rejected": "No"} for n in range(6)

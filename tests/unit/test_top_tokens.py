@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from nemo_tvkd.parallel.lm_head import head_statistics
+from nemo_tvkd.parallel.statistic import Statistic
 from nemo_tvkd.parallel.top import top_tokens
-from nemo_tvkd.parallel.vocab import Statistic
 
 
 @pytest.mark.parametrize("memory", [0, 4096, 100_000])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_tvkd.doctor import versions as module
-from nemo_tvkd.doctor.versions import TESTED, has_nemo_llm, numbered, problems, versions
+from nemo_tvkd.commands.doctor import versions as module
+from nemo_tvkd.commands.doctor.versions import TESTED, has_nemo_llm, numbered, problems, versions
 
 GOOD = {**dict.fromkeys(("torch", "apex", "CUDA")), "NeMo": "2.7.3", "Megatron-Core": "0.15.3"}
 
@@ -31,7 +31,7 @@ def test_what_is_installed_here() -> None:
 
 def test_the_command_is_quick_and_imports_nothing_heavy() -> None:
     start = time.perf_counter()
-    done = run("-X importtime -m nemo_tvkd.doctor.versions")
+    done = run("-X importtime -m nemo_tvkd.commands.doctor.versions")
     assert time.perf_counter() - start < 5  # 0.5 s on an idle machine
     assert done.returncode == 0
     assert f"NeMo {metadata.version('nemo_toolkit')}, " in done.stdout
@@ -53,7 +53,7 @@ def nemo_3(folder: Path) -> None:
 
 def test_nemo_3_ends_with_2_and_one_line(tmp_path: Path) -> None:
     nemo_3(tmp_path)
-    done = run("-m nemo_tvkd.doctor.versions", tmp_path)
+    done = run("-m nemo_tvkd.commands.doctor.versions", tmp_path)
     assert done.returncode == 2
     assert "NeMo 3.0.1" in done.stdout
     assert len(done.stderr.splitlines()) == 1
@@ -65,7 +65,7 @@ def test_another_version_is_a_warning(tmp_path: Path) -> None:
     info = tmp_path / "megatron_core-0.16.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: megatron-core\nVersion: 0.16.0\n")
-    done = run("-m nemo_tvkd.doctor.versions", tmp_path)
+    done = run("-m nemo_tvkd.commands.doctor.versions", tmp_path)
     assert done.returncode == 0
     expected = "warning: Megatron-Core 0.16.0 is not the version this is tested with (0.15)"
     assert done.stderr.splitlines() == [expected]

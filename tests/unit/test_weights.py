@@ -11,12 +11,12 @@ from bad_input import STARTED, Fails, World, write_rows
 from recipe_folder import Folder
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
+from nemo_tvkd.commands.train import _save_config
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.paths import absolute, path_list, weighted_paths
 from nemo_tvkd.data.stream import EpochStream, Mixture, WeightedStream, open_stream
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.paths import absolute, path_list, weighted_paths
-from nemo_tvkd.prepare import prepare_training
-from nemo_tvkd.train import _save_config
+from nemo_tvkd.prepare.training import prepare_training
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 

@@ -15,10 +15,10 @@ from terminal import run_in_terminal
 from wandb_file import read_runs
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.compose import compose
-from nemo_tvkd.runtime import weights_and_biases
-from nemo_tvkd.runtime.weights_and_biases import WeightsAndBiases
-from nemo_tvkd.sections import WandbConfig
+from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.sections import WandbConfig
+from nemo_tvkd.training import weights_and_biases
+from nemo_tvkd.training.weights_and_biases import WeightsAndBiases
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 KEY = "0123456789" * 4
@@ -106,8 +106,8 @@ def test_it_falls_back_to_offline(
 def test_nobody_is_asked_for_a_login(tmp_path: Path) -> None:
     """In a real terminal, where wandb would like to know."""
     program = (
-        "from pathlib import Path\nfrom nemo_tvkd.sections import WandbConfig\n"
-        "from nemo_tvkd.runtime.weights_and_biases import WeightsAndBiases\n"
+        "from pathlib import Path\nfrom nemo_tvkd.config.sections import WandbConfig\n"
+        "from nemo_tvkd.training.weights_and_biases import WeightsAndBiases\n"
         f"run = WeightsAndBiases(WandbConfig(project='p'), Path({str(tmp_path)!r}), {{}}, 0)\n"
         "run.write({'step': 1, 'loss': 2.0}, 1)\nrun.close(0)\nprint(input('and now? '))\n"
     )
@@ -167,7 +167,7 @@ def test_a_missing_package_is_said_at_once(
 
 
 def test_it_is_off_without_a_project(tmp_path: Path) -> None:
-    from nemo_tvkd.runtime.records import MetricsFile, records
+    from nemo_tvkd.training.records import MetricsFile, records
 
     config = compose("train", ["algorithm=dpo", "logger.tensorboard=false"])
     places = records(config, tmp_path, 0)
@@ -181,7 +181,7 @@ def test_it_is_off_without_a_project(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_takes_out_rows_that_come_again(tmp_path: Path) -> None:
-    from nemo_tvkd.runtime.records import MetricsFile
+    from nemo_tvkd.training.records import MetricsFile
 
     file = tmp_path / "metrics.jsonl"
     rows = [json.dumps({"step": step, "loss": step}) for step in (1, 2, 3, 4)]

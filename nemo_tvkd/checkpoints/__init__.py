@@ -1,0 +1,1 @@
+"""Checkpoints seen from outside: Hugging Face folders and run folders, without NeMo."""

@@ -1,0 +1,1 @@
+"""Every key: its default, its meaning, its choices and bounds. No torch."""
