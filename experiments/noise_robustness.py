@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "launch"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parents[1] / "launch"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from demo_data import make_demo_data
 from demo_stages import BETA, ORACLE, PAIRS, Stage, environment, run_stages, score, sft_stages, train

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY / "launch"), str(REPOSITORY / "experiments")]  # folders of scripts, not packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "launch"))  # folders of scripts, not packages
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "experiments"))
 
 from bad_input import STARTED, Fails, World, nemo_stays_out
 from chat_templates import LLAMA3_CHAT, MISTRAL_CHAT, MISTRAL_CHAT_V01, file_of
