@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The message is one line that names the key, file or row and says what would be right.
     """
+
+
+def one_line(error: BaseException | str, longest: int = 200) -> str:
+    """What a library raised or wrote, for a message of one line: at most `longest` characters, never empty."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__

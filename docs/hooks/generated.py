@@ -2,7 +2,6 @@
 
 import ast
 import textwrap
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.compose import TRAINING, choices
 from nemo_tvkd.config.documented import Key, keys
-from nemo_tvkd.config.values import admissible
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NAMES = {"data": "data check"}
@@ -99,7 +97,7 @@ def command_page(command: str) -> str:
 
 def entry(key: Key, anchor: str = "") -> str:
     """One key as an item of a definition list."""
-    facts = [key.kind, f"default `{key.default}`" if key.default else "empty by default", *_limits(key.name)]
+    facts = [key.kind, f"default `{key.default}`" if key.default else "empty by default", *filter(None, [key.admits])]
     return f"`{key.name}`{{ #{anchor}{key.name} }}\n:   {key.meaning}\n\n    *{'; '.join(facts)}*\n\n"
 
 
@@ -108,8 +106,3 @@ def _opening(what: str, example: str) -> str:
     lines = textwrap.wrap(example, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     joined = " \\\n".join(lines)
     return f"{what[0].upper()}{what[1:]}.\n\n```bash\n{joined}\n```\n"
-
-
-def _limits(name: str) -> Iterator[str]:
-    if said := admissible(name):
-        yield said

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from nemo_tvkd.checkpoints.hf import REWARD_HEAD_FILE, Checkpoint, classifies_sequences
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 
 def read_model(source: Checkpoint) -> tuple[Any, Tensor | None]:
@@ -56,7 +56,7 @@ def _complete(kind: Any, place: Path) -> Any:
     try:
         model, found = kind.from_pretrained(str(place), **options)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"source: the weights in {place} cannot be read: {_one_line(error)}") from error
+        raise UserError(f"source: the weights in {place} cannot be read: {one_line(error)}") from error
     finally:
         logging.set_verbosity(verbosity)
     name = type(model).__name__
@@ -78,7 +78,7 @@ def _read_reward_head(file: Path, hidden_size: int) -> Tensor:
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"source: {file} cannot be read as safetensors: {_one_line(error)}") from error
+        raise UserError(f"source: {file} cannot be read as safetensors: {one_line(error)}") from error
     wanted = f"one tensor `weight` [1, {hidden_size}] of floats"
     if sorted(tensors) != ["weight"]:
         raise UserError(f"source: {file} holds {', '.join(sorted(tensors)) or 'nothing'}: a reward head is {wanted}")
@@ -89,10 +89,6 @@ def _read_reward_head(file: Path, hidden_size: int) -> Tensor:
     if not weight.isfinite().all():
         raise UserError(f"source: {file} holds `weight` with a value that is not finite")
     return weight.float()
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def write_reward_head(folder: Path, weight: Tensor) -> None:

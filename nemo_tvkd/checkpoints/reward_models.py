@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.checkpoints.hf import Checkpoint, check_heads, classifies_sequences
-from nemo_tvkd.config.choices import CHOICES
+from nemo_tvkd.config.commands import CHECKPOINT_KINDS
 from nemo_tvkd.data.records import row_from_record
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import TOKENIZER_FILES, load_tokenizer
@@ -31,7 +31,7 @@ def export_kind(checkpoint: Checkpoint, kind: str) -> str:
     Raises:
         UserError: the checkpoint lacks the head.
     """
-    assert kind in CHOICES["kind"], kind
+    assert kind in CHECKPOINT_KINDS, kind
     if kind == "auto":
         kind = "reward_model" if checkpoint.is_reward_model else "causal_lm"
     lm = kind == "causal_lm"

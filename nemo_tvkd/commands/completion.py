@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.config.algorithms import ALGORITHMS
-from nemo_tvkd.config.choices import CHOICES, SCORABLE
 from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.compose import GROUPS, OPEN, TRAINING, choices
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import package_folder
+from nemo_tvkd.keys import values_of
 
 BASH = """\
 _nemo_tvkd() {
@@ -148,7 +148,7 @@ def _keys_and_values(command: str, typed: Sequence[str], word: str) -> Iterator[
     key, equals, value = word.partition("=")
     known = _keys("submit" if command == "doctor" else command, typed)
     if equals:
-        yield from _values(key, value, known.get(key), typed)
+        yield from _values(key, value, *known.get(key, (None, ())), typed)
         return
     used = {each.partition("=")[0] for each in typed}
     depth = key.count(".") + 1
@@ -158,14 +158,14 @@ def _keys_and_values(command: str, typed: Sequence[str], word: str) -> Iterator[
             yield ".".join(parts[:depth]) + ("." if len(parts) > depth else "=")
 
 
-def _keys(command: str, typed: Sequence[str]) -> dict[str, Any]:
-    """Key -> type, after the choices made so far."""
-    found: dict[str, Any] = dict.fromkeys(GROUPS.get(command, ()), str)
+def _keys(command: str, typed: Sequence[str]) -> dict[str, tuple[Any, Sequence[str]]]:
+    """Key -> type and choices, after those made so far."""
+    found: dict[str, tuple[Any, Sequence[str]]] = dict.fromkeys(GROUPS.get(command, ()), (str, ()))
     algorithm = _chosen("algorithm", typed)
     found |= _leaves(COMMANDS[command])
     if command in TRAINING:
         found |= _leaves(ALGORITHMS.get(algorithm or "tvkd", ALGORITHMS["tvkd"]), "algorithm.")
-        found["algorithm"] = str
+        found["algorithm"] = (str, list(ALGORITHMS))
         found.pop("algorithm.name", None)
     if command == "submit":
         found = {key: kind for key, kind in found.items() if not key.startswith("recipe.") and key != OPEN[:-1]}
@@ -175,18 +175,18 @@ def _keys(command: str, typed: Sequence[str]) -> dict[str, Any]:
             chosen = stage.get("settings", {}).get("algorithm", "tvkd")
             keys = _keys(own, [f"algorithm={chosen}"]) if own in COMMANDS else {}
             found |= {f"{name}.{key}": kind for key, kind in (keys | cluster).items()}
-            found[name] = Path
+            found[name] = (Path, ())
     return found
 
 
-def _leaves(kind: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _leaves(kind: Any, prefix: str = "") -> dict[str, tuple[Any, Sequence[str]]]:
+    found: dict[str, tuple[Any, Sequence[str]]] = {}
     for field in fields(kind):
         name = f"{prefix}{field.name}"
         if isinstance(field.type, type) and is_dataclass(field.type):
             found |= _leaves(field.type, f"{name}.")
         else:
-            found[name] = field.type
+            found[name] = (field.type, values_of(field).choices)
     return found
 
 
@@ -224,13 +224,13 @@ def _stages_of(recipe: str, folder: str) -> dict[str, Any]:
     return found
 
 
-def _values(key: str, value: str, kind: Any, typed: Sequence[str]) -> Iterator[str]:
+def _values(key: str, value: str, kind: Any, listed_choices: Sequence[str], typed: Sequence[str]) -> Iterator[str]:
     """Whole words key=value; of a list in brackets, or of several values, the last one is completed."""
     listed = re.match(r"(\[(?:.*,)?|.*,)?(.*)", value, re.DOTALL)
     assert listed is not None
     done, last = listed[1] or "", listed[2]
     stage = key.partition(".")[0] if key.partition(".")[0] in _stages(typed) else ""
-    words = _choices(key, key.removeprefix(f"{stage}.") if stage else key, kind, typed)
+    words = listed_choices or _choices(key, key.removeprefix(f"{stage}.") if stage else key, kind, typed)
     yield from (f"{key}={done}{word}" for word in words if word.startswith(last))
     textual = kind in (str, Any, Path, list[str], str | None)
     if textual and (not words or key.endswith("chat_template")):
@@ -238,17 +238,13 @@ def _values(key: str, value: str, kind: Any, typed: Sequence[str]) -> Iterator[s
 
 
 def _choices(key: str, plain: str, kind: Any, typed: Sequence[str]) -> Sequence[str]:
-    if plain == "algorithm":
-        return list(ALGORITHMS)
     if key in GROUPS["submit"]:
         return choices(key, _folder(typed))
     if plain.endswith("chat_template"):
         return TEMPLATES
-    if plain == "score.what":
-        return SCORABLE
     if plain == "bench.part":
         return PARTS
-    return ("true", "false") if kind is bool else CHOICES.get(plain, ())
+    return ("true", "false") if kind is bool else ()
 
 
 def _paths(before: str, typed: str, folders: bool = False) -> Iterator[str]:

@@ -14,7 +14,7 @@ from nemo_tvkd.checkpoints.hf import (
     find_checkpoint,
     weights_fingerprint,
 )
-from nemo_tvkd.config.choices import SCORABLE
+from nemo_tvkd.config.commands import SCORABLE
 from nemo_tvkd.config.paths import path_list
 from nemo_tvkd.config.values import check_values, wanted_values
 from nemo_tvkd.data.batch import Batch, Item, collate

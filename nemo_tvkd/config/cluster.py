@@ -1,20 +1,22 @@
 """Typed configuration of recipes and clusters: every key, its default and its meaning."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
+
+from nemo_tvkd.keys import key
 
 
 @dataclass
 class ContainerConfig:
     """What the jobs' processes run in."""
 
-    runtime: str = "none"
+    runtime: str = key("none", choices=("none", "pyxis", "apptainer", "docker"))
     """none (the node's own Python) | pyxis (srun --container-image) | apptainer | docker."""
     image: str = "nvcr.io/nvidia/nemo:25.11"
     """pyxis: a registry's name or a .sqsh file; apptainer: a .sif file or docker://...; docker: an image."""
-    mounts: list[str] = field(default_factory=list)
+    mounts: list[str] = key([])
     """HOST:CONTAINER[:ro] each, besides the run folder, which is always there under its own path."""
-    options: list[str] = field(default_factory=list)
+    options: list[str] = key([])
     """Further words for srun (pyxis), `apptainer exec` or `docker run`."""
     install: str = ""
     """Checkout or wheel of this project, installed into the run folder with pip --no-deps; empty: the image has it."""
@@ -34,41 +36,41 @@ class ClusterConfig:
     """Quality of service (sbatch --qos); empty: the site's default."""
     node_type: str = "8x80gb"
     """Which of the recipe's layouts fits these nodes: 8x80gb | 4x64gb."""
-    nodes: int | None = None
+    nodes: int | None = key(None, above=0)
     """Nodes of every stage that computes; null: what the recipe's layout says."""
-    gpus_per_node: int = 8
+    gpus_per_node: int = key(8, at_least=0)
     """0: nodes without GPUs, whose ranks compute on the CPU."""
-    ranks_per_node: int | None = None
+    ranks_per_node: int | None = key(None, above=0)
     """Processes on a node; null: one for each GPU."""
-    cpus_per_rank: int | None = None
+    cpus_per_rank: int | None = key(None, above=0)
     """CPU cores of a process (sbatch --cpus-per-task); null: the site's default."""
     memory: str = "0"
     """Main memory of a node (sbatch --mem), for example 200G; 0: all of it; empty: the site's default."""
-    gpu_memory_gib: float = 80.0
+    gpu_memory_gib: float = key(80.0, above=0)
     """Memory of one GPU, which `doctor` compares its estimate with."""
-    gpu_tflops: float = 989.0
+    gpu_tflops: float = key(989.0, above=0)
     """Dense bf16 peak of one GPU, for the hours that `doctor` estimates (H100 SXM: 989, A100: 312)."""
     time: str = "24:00:00"
     """Longest time limit of a job, as Slurm writes it; a stage that needs longer goes on in the next one."""
-    signal_seconds: int = 300
+    signal_seconds: int = key(300, above=0)
     """How long before the time limit a job is told to save and leave."""
-    max_restarts: int = 20
+    max_restarts: int = key(20, at_least=0)
     """How often a stage may go on in another job after such a stop."""
-    max_failures: int = 2
+    max_failures: int = key(2, at_least=0)
     """How often a stage is started again after a crash; a user's mistake (exit code 2) never is."""
     exclusive: bool = True
     """Whole nodes."""
-    gpu_directive: str = "gpus-per-node"
+    gpu_directive: str = key("gpus-per-node", choices=("gpus-per-node", "gres", "none"))
     """How this site wants GPUs asked for: gpus-per-node | gres | none."""
-    modules: list[str] = field(default_factory=list)
+    modules: list[str] = key([])
     """Loaded with `module load` on the node."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = key({})
     """Variables of the jobs' processes, also inside a container."""
-    setup: list[str] = field(default_factory=list)
+    setup: list[str] = key([])
     """Shell lines of the batch script before anything runs (activate an environment, say)."""
-    sbatch_lines: list[str] = field(default_factory=list)
+    sbatch_lines: list[str] = key([])
     """Further options of sbatch, each as behind #SBATCH."""
-    srun_options: list[str] = field(default_factory=list)
+    srun_options: list[str] = key([])
     """Further options of every srun, for example --mpi=pmix."""
     offline: bool = True
     """Tell Hugging Face's libraries that there is no network: models and data are on disk already."""
@@ -76,7 +78,7 @@ class ClusterConfig:
     """Before a stage of several ranks, try its nodes: `nemo-tvkd doctor` on every rank, with an all-reduce."""
     python: str = "python"
     """The interpreter with nemo_tvkd, on the node or in the container."""
-    container: ContainerConfig = field(default_factory=ContainerConfig)
+    container: ContainerConfig = key(ContainerConfig)
 
 
 @dataclass
@@ -131,11 +133,11 @@ class StageConfig:
 
     command: str = "train"
     """train | score | export-hf | evaluate | benchmark."""
-    after: list[str] = field(default_factory=list)
+    after: list[str] = key([])
     """Stages whose output it reads."""
-    models: dict[str, str] = field(default_factory=dict)
+    models: dict[str, str] = key({})
     """Configuration key of a model -> which of recipe.models it is, or was before earlier stages trained it."""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = key({})
     """The command's keys, dotted, with their values; a value @NAME is the output of the stage NAME."""
     time: str = ""
     """Time limit where it is less than the cluster's."""
@@ -147,15 +149,15 @@ class RecipeConfig:
 
     name: str = ""
     """What jobs, the run folder and reports are called after."""
-    models: dict[str, ModelConfig] = field(default_factory=dict)
+    models: dict[str, ModelConfig] = key({})
     """Pretrained models by their part (teacher, oracle, student)."""
     dataset: str = ""
     """Which of recipe.datasets the preference pairs are."""
-    datasets: dict[str, DatasetConfig] = field(default_factory=dict)
+    datasets: dict[str, DatasetConfig] = key({})
     """Preference pairs by name; `sft`: conversations."""
-    stages: dict[str, StageConfig] = field(default_factory=dict)
+    stages: dict[str, StageConfig] = key({})
     """Jobs by name."""
-    layouts: dict[str, dict[str, LayoutConfig]] = field(default_factory=dict)
+    layouts: dict[str, dict[str, LayoutConfig]] = key({})
     """Node type -> stage -> layout."""
 
 
@@ -163,9 +165,9 @@ class RecipeConfig:
 class SubmitConfig:
     """`nemo-tvkd submit` and `nemo-tvkd doctor`."""
 
-    recipe: RecipeConfig = field(default_factory=RecipeConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
-    recipe_scale: str = "full"
+    recipe: RecipeConfig = key(RecipeConfig)
+    cluster: ClusterConfig = key(ClusterConfig)
+    recipe_scale: str = key("full", choices=("full", "tiny"))
     """full | tiny (a rehearsal: random models of the same families in tiny sizes, a few steps of every stage)."""
     run_dir: str = "runs/${recipe.name}"
     """Folder of the chain: scripts, logs and the stages' outputs; on a file system that all nodes see."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.config.commands import ALGORITHMS, COMMANDS
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 from nemo_tvkd.files import package_folder
 
 TRAINING = ("train", "bench")
@@ -52,9 +52,9 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
             try:
                 known = hydra_compose(command, overrides=place + groups)
             except Exception as broken:  # the mistake is in a file of these groups
-                raise UserError(_one_line(broken)) from broken
+                raise UserError(_mistake(broken)) from broken
             _check_known(overrides, known)
-            raise UserError(_one_line(error)) from error
+            raise UserError(_mistake(error)) from error
     if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
         raise UserError(
             f"algorithm.name={config.algorithm.name}: choose the method by algorithm={'|'.join(ALGORITHMS)}"
@@ -200,12 +200,12 @@ def _unknown(key: str, keys: list[str], sections: set[str]) -> str:
     return f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else "see --cfg job for all keys")
 
 
-def _one_line(error: Exception) -> str:
+def _mistake(error: Exception) -> str:
     """Hydra's and OmegaConf's messages span lines; the first one with the key says it."""
     from yaml import MarkedYAMLError
 
     if isinstance(error, MarkedYAMLError):  # the file stands in its second line
-        return " ".join(str(error).split())
+        return one_line(error)
     lines: list[str] = []
     key = ""
     cause: BaseException | None = error

@@ -10,6 +10,8 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any
 
+from nemo_tvkd.keys import values_of
+
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null", dict: "mapping"}
 
 
@@ -22,12 +24,14 @@ class Key:
         kind: its type in words.
         default: as it would be typed; empty where it is an empty text.
         meaning: its docstring; empty where it has none.
+        admits: its choices or bounds in words; empty where every value of its type will do.
     """
 
     name: str
     kind: str
     default: str
     meaning: str
+    admits: str = ""
 
 
 def documented(config: Any, kind: type) -> str:
@@ -49,7 +53,8 @@ def keys(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[Key]:
         if isinstance(section, type) and is_dataclass(section):
             yield from keys(section, f"{name}.", value)
         else:
-            yield Key(name, _in_words(field.type, value), _as_typed(value), said.get(field.name, ""))
+            admits = values_of(field).in_words()
+            yield Key(name, _in_words(field.type, value), _as_typed(value), said.get(field.name, ""), admits)
 
 
 def _placeholder(field: str, name: str) -> str:

@@ -1,111 +1,23 @@
-"""Choices and ranges of single configuration keys."""
+"""Values of configuration keys: one by one as their fields say, and together."""
 
-import math
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from nemo_tvkd.config.choices import CHOICES
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.keys import values_of
 from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
-
-POSITIVE = (
-    "trainer.global_batch_size",
-    "trainer.micro_batch_size",
-    "trainer.log_interval",
-    "trainer.keep_checkpoints",
-    "data.max_length",
-    "parallel.tensor_model_parallel_size",
-    "parallel.pipeline_model_parallel_size",
-    "parallel.context_parallel_size",
-    "algorithm.beta",
-    "algorithm.shaping.temperature",
-    "shaping.temperature",
-    "score.temperature",
-    "score.micro_batch_size",
-    "score.part_size",
-    "trainer.max_steps",
-    "trainer.max_epochs",
-    "micro_batch_size",
-    "strength_bins",
-    "calibration_bins",
-    "limit",
-    "beta",
-    "data.max_prompt_length",
-    *(f"bench.{name}" for name in ("repeats", "vocab_sizes", "hidden_size", "pairs", "growth")),
-    *("bench.prompt_length", "bench.response_length"),
-    *(f"cluster.{name}" for name in ("nodes", "ranks_per_node", "cpus_per_rank", "gpu_memory_gib", "gpu_tflops")),
-    "cluster.signal_seconds",
-    *(f"benchmark.{name}" for name in ("batch_size", "max_new_tokens", "limit")),
-)
-NOT_NEGATIVE = (
-    "parallel.lm_head_memory_mib",
-    "bench.tokens",
-    "parallel.data_parallel_size",
-    "trainer.seed",
-    "trainer.val_interval",
-    "trainer.save_interval",
-    "optim.lr",
-    "optim.min_lr",
-    "optim.weight_decay",
-    "optim.eps",
-    "optim.clip_grad",
-    "algorithm.alpha",
-    "algorithm.alpha_sft",
-    "algorithm.center_rewards_coefficient",
-    "algorithm.gamma",
-    "algorithm.shaping.gamma",
-    "shaping.gamma",
-    "resamples",
-    "seed",
-    "examples",
-    "data.label_noise_seed",
-    *(f"cluster.{name}" for name in ("gpus_per_node", "max_restarts", "max_failures")),
-)
-RANGES: dict[str, tuple[float, float]] = {
-    "optim.warmup_ratio": (0, 1),
-    "algorithm.label_smoothing": (0, 0.5),
-    "data.label_noise": (0, 1),
-}
-"""Both ends included."""
-ONE_OR_MORE = ("score.value_kind", "score.temperature", "bench.vocab_sizes", "bench.growth")
-"""Keys that take a value or a list of values, each of which is checked."""
-
-
-def admissible(key: str) -> str:
-    """The choices or the range of a key in words; empty where every value of its type will do."""
-    if key in CHOICES:
-        return "one of " + ", ".join(CHOICES[key])
-    if key in RANGES:
-        return "from {:g} to {:g}".format(*RANGES[key])
-    return "more than 0" if key in POSITIVE else "0 or more" if key in NOT_NEGATIVE else ""
 
 
 def check_values(config: Any) -> None:
-    """Choices and ranges of single keys.
+    """Whether each key has one of its values, and the values go together.
 
     Raises:
         UserError: names the key and its admissible values.
     """
     from omegaconf import OmegaConf
 
-    for key, choices in CHOICES.items():
-        for value in _values_of(config, key):
-            if value not in choices:
-                raise UserError(f"{key}={value} is none of {', '.join(choices)}")
-    for key in POSITIVE:
-        for value in _values_of(config, key):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise UserError(f"{key}={value} is not a number")
-            if not 0 < value < math.inf:
-                raise UserError(f"{key}={value} must be positive")
-    for key in NOT_NEGATIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and not 0 <= value < math.inf:
-            raise UserError(f"{key}={value} must be 0 or positive")
-    for key, (low, high) in RANGES.items():
-        value = OmegaConf.select(config, key)
-        if value is not None and not low <= value <= high:
-            raise UserError(f"{key}={value} must lie between {low} and {high}")
+    _check_section(config)
     betas = OmegaConf.select(config, "optim.betas")
     if betas is not None and not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
         raise UserError(f"optim.betas={betas} must be two numbers of at least 0 and less than 1")
@@ -121,23 +33,24 @@ def check_values(config: Any) -> None:
         _check_wanted_values(config.score)
 
 
+def _check_section(section: Any, prefix: str = "") -> None:
+    from omegaconf import DictConfig, OmegaConf
+
+    kind = OmegaConf.get_type(section)
+    assert is_dataclass(kind), f"{prefix or 'the configuration'} has no types"
+    for field in fields(kind):
+        value = section[field.name]
+        if isinstance(value, DictConfig) and is_dataclass(OmegaConf.get_type(value)):
+            _check_section(value, f"{prefix}{field.name}.")
+        else:
+            values_of(field).check(f"{prefix}{field.name}", value)
+
+
 def _check_parallel(parallel: Any) -> None:
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         raise UserError("parallel.sequence_parallel=true needs parallel.tensor_model_parallel_size > 1")
     if parallel.context_parallel_size > 1:
         raise UserError("parallel.context_parallel_size > 1 is not supported yet: use tensor and sequence parallelism")
-
-
-def _values_of(config: Any, key: str) -> list[Any]:
-    """The values of a key that are to be checked: none where the command has no such key, or it may be null."""
-    from omegaconf import OmegaConf
-
-    value = OmegaConf.select(config, key)
-    if key in ONE_OR_MORE and key.split(".")[0] in config:
-        if not (values := as_list(value)):
-            raise UserError(f"{key}=[] is empty: give one value, or a list of some")
-        return values
-    return [] if value is None else [value]
 
 
 def as_list(value: Any) -> list[Any]:

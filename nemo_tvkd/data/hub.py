@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.config.places import Named
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 SYNONYMS = {"training": "train", "valid": "validation", "val": "validation", "dev": "validation", "eval": "test"}
@@ -118,8 +118,3 @@ def _why(named: Named, error: Exception) -> str:
         f"{named.name} does not exist, and as a dataset of the hub it can neither be reached nor is it cached "
         f"({reason}); for a hub id run this where there is a network, with the same HF_HOME: {command}"
     )
-
-
-def one_line(error: BaseException) -> str:
-    """What was raised, for a message of one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

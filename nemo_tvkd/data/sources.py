@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from nemo_tvkd.config.places import Named, parse
 from nemo_tvkd.data import hub, public
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 Numbered = Iterator[tuple[int, object]]
 Place = tuple[str, str]
@@ -52,7 +52,7 @@ def read_records(
                 source = f"{place}:{number}"
                 yield source, UserError(f"{source}: {record}") if isinstance(record, Unreadable) else record
         except (OSError, EOFError, zlib.error, ValueError, OverflowError, RecursionError) as error:
-            raise UserError(f"{key}: {place} cannot be read: {hub.one_line(error)}") from error
+            raise UserError(f"{key}: {place} cannot be read: {one_line(error)}") from error
 
 
 def _parts(path: str, key: str, columns: Collection[str], pairs: bool) -> Iterator[Part]:
@@ -141,7 +141,7 @@ def _json_lines(path: Path, columns: Collection[str]) -> Numbered:
                 reason = f"{error.msg.removesuffix(' at')} at column {error.pos + 1}"
                 yield number, Unreadable(f"unreadable JSON: {reason}")
             except (ValueError, RecursionError) as error:
-                yield number, Unreadable(f"unreadable JSON: {hub.one_line(error)}")
+                yield number, Unreadable(f"unreadable JSON: {one_line(error)}")
 
 
 def _json_list(path: Path, columns: Collection[str]) -> Numbered:
@@ -165,7 +165,7 @@ def _parquet(path: Path, columns: Collection[str]) -> Numbered:
             batches = file.iter_batches(1000, columns=wanted) if wanted else None
             yield from _table_rows(names, file.metadata.num_rows, batches)
     except pa.ArrowException as error:
-        raise ValueError(hub.one_line(error)) from error
+        raise ValueError(one_line(error)) from error
 
 
 def _dataset_rows(loaded: Any, columns: Collection[str]) -> Numbered:
@@ -201,7 +201,7 @@ def _decoded_row(row: Any) -> Any:
     try:
         return row.to_pylist()[0]
     except (ValueError, OverflowError) as error:
-        return Unreadable(f"unreadable row: {hub.one_line(error)}")
+        return Unreadable(f"unreadable row: {one_line(error)}")
 
 
 READERS: dict[str, Callable[[Path, Collection[str]], Numbered]] = {

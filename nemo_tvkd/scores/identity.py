@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config.choices import STORAGE
+from nemo_tvkd.config.commands import STORAGE
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
 

@@ -1,8 +1,9 @@
 """Unknown keys, commands, methods and values: the line names the key, and the nearest one that is known."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.config.choices import CHOICES, FORMS, TERMINALS
+from nemo_tvkd.config.algorithms import ALGORITHMS
+from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.compose import compose
-from nemo_tvkd.config.values import NOT_NEGATIVE, POSITIVE, RANGES
-from nemo_tvkd.parallel.statistic import VALUE_KINDS
+from nemo_tvkd.keys import Values, values_of
 from nemo_tvkd.runtime.exits import guarded
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
@@ -96,39 +97,45 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
     assert fails("train", "--from", tmp_path) == f"--from: {file} is not the config.yaml of a run"
 
 
-COMMAND_OF_SECTION = {"score": "score", "bench": "bench", "benchmark": "benchmark"}
-COMMAND_OF_SECTION |= {"cluster": "submit", "recipe_scale": "submit"}
-COMMAND_OF_SECTION |= dict.fromkeys(("precision", "micro_batch_size", "beta", "strength_bins"), "evaluate")
-COMMAND_OF_SECTION |= dict.fromkeys(("calibration_bins", "resamples", "seed", "shaping"), "evaluate")
-COMMAND_OF_SECTION |= dict.fromkeys(("order", "limit"), "inspect") | dict.fromkeys(("rows", "examples"), "data")
-COMMAND_OF_SECTION["kind"] = "export-hf"
-METHOD_OF_KEY = {"algorithm.label_smoothing": "dpo", "algorithm.ensemble": "edpo", "algorithm.gamma": "drdo"}
-METHOD_OF_KEY |= dict.fromkeys(("algorithm.logprob", "algorithm.contrast", "algorithm.student_reward"), "drdo")
-METHOD_OF_KEY |= dict.fromkeys(("algorithm.alpha_sft", "algorithm.center_rewards_coefficient"), "reward")
+def limited(kind: Any, prefix: str = "") -> Iterator[tuple[str, Values]]:
+    """The keys of a dataclass that take certain values alone."""
+    for field in fields(kind):
+        if is_dataclass(field.type):
+            yield from limited(field.type, f"{prefix}{field.name}.")
+        elif values_of(field).in_words():
+            yield f"{prefix}{field.name}", values_of(field)
+
+
+SUBMIT = ("submit", "recipe=train", "cluster=local")
+OF_COMMANDS = [((name, *SUBMIT[1:]) if name == "submit" else (name,), COMMANDS[name], "") for name in COMMANDS]
+OF_METHODS = [(("train", f"algorithm={name}"), kind, "algorithm.") for name, kind in ALGORITHMS.items()]
+LIMITED = {
+    key: (command, values)  # one command for each key: they share their sections
+    for command, kind, prefix in (*OF_COMMANDS, *OF_METHODS)
+    if command != ("import-hf",)
+    for key, values in limited(kind, prefix)
+}
 
 
 @pytest.fixture(scope="module")
 def defaults() -> dict[tuple[str, ...], Any]:
-    """The configurations of some commands, so that a hundred values are tried in seconds."""
-    commands = [("train",), ("score",), ("evaluate",), ("bench",), ("export-hf",), ("benchmark",)]
-    commands += [("inspect",), ("data",)]
-    commands += [("train", f"algorithm={name}") for name in set(METHOD_OF_KEY.values())]
+    """The configurations of the commands, so that a hundred values are tried in seconds."""
+    commands = {command for command, _ in LIMITED.values()} - {SUBMIT} | {("train",)}
     return {command: compose(command[0], list(command[1:])) for command in commands}
 
 
 @pytest.fixture
 def refused(defaults: dict[tuple[str, ...], Any], capfd: pytest.CaptureFixture[str]) -> Callable[[str, Any], str]:
-    """The line with which the command that has this key refuses the value."""
+    """The line with which a command that has this key refuses the value."""
 
     def run(key: str, value: Any) -> str:
-        command = COMMAND_OF_SECTION.get(key.split(".")[0], "train")
-        if command == "submit":  # it composes by itself
-            assert guarded(lambda: load_recipe(["recipe=train", "cluster=local", f"{key}={value}"])) == 2
+        command = LIMITED[key][0] if key in LIMITED else ("train",)
+        if command == SUBMIT:  # it composes by itself
+            assert guarded(lambda: load_recipe([*SUBMIT[1:], f"{key}={value}"])) == 2
         else:
-            method = [f"algorithm={METHOD_OF_KEY[key]}"] if key in METHOD_OF_KEY else []
-            config = deepcopy(defaults[(command, *method)])
+            config = deepcopy(defaults[command])
             OmegaConf.update(config, key, value)
-            assert guarded(RUNNERS[command], config) == 2
+            assert guarded(RUNNERS[command[0]], config) == 2
         error = capfd.readouterr().err
         assert error.startswith("nemo-tvkd: ")
         assert error.count("\n") == 1
@@ -137,34 +144,33 @@ def refused(defaults: dict[tuple[str, ...], Any], capfd: pytest.CaptureFixture[s
     return run
 
 
-@pytest.mark.parametrize("key", CHOICES)
-def test_choices(refused: Callable, key: str) -> None:
-    assert refused(key, "wrong") == f"{key}=wrong is none of {', '.join(CHOICES[key])}"
+@pytest.mark.parametrize("key", LIMITED)
+def test_what_a_key_does_not_take(refused: Callable, key: str) -> None:
+    values = LIMITED[key][1]
+    if values.choices:
+        wrong: list[Any] = ["wrong"]
+    else:
+        low = values.above if values.above is not None else values.at_least
+        assert low is not None
+        wrong = [low - 1, *[low] * (values.above is not None)]
+        wrong += [values.at_most + 0.1, math.nan] if values.at_most is not None else []
+    for value in wrong:
+        message = refused(key, [value] if key == "score.what" else value)
+        assert message.startswith((f"{key}={value} ", f"{key}={float(value)} " if value != "wrong" else "\n")), message
+        assert all(choice in message for choice in values.choices), message
 
 
-def test_choices_are_the_documented_ones(fails: Fails) -> None:
-    assert CHOICES["trainer.precision"] == ("bf16", "fp32")
-    assert set(VALUE_KINDS) == {"soft_value", "max", "margin", "expectation", "logit", "logprob"}
-    assert set(FORMS) == {"potential_difference", "next_value"}
-    assert set(TERMINALS) == {"bootstrap", "zero"}
-    assert fails("train", "optim.schedule=fast") == "optim.schedule=fast is none of constant, linear, cosine"
-
-
-@pytest.mark.parametrize("key", POSITIVE)
-def test_what_must_be_positive(refused: Callable, key: str) -> None:
-    for value in (0, -1):
-        assert refused(key, value) in (f"{key}={value} must be positive", f"{key}={float(value)} must be positive")
-
-
-@pytest.mark.parametrize("key", NOT_NEGATIVE)
-def test_what_must_not_be_negative(refused: Callable, key: str) -> None:
-    assert refused(key, -1) in (f"{key}=-1 must be 0 or positive", f"{key}=-1.0 must be 0 or positive")
-
-
-@pytest.mark.parametrize("key", RANGES)
-def test_what_must_lie_in_a_range(refused: Callable, key: str) -> None:
-    for value in (-0.1, 1.1, math.nan):
-        assert refused(key, value).startswith(f"{key}={value} must lie between 0 and ")
+def test_what_keys_take_is_what_the_documentation_says() -> None:
+    known = {key: values for key, (_, values) in LIMITED.items()}
+    assert len(known) > 85
+    assert known["trainer.precision"] == Values(choices=("bf16", "fp32"))
+    assert known["shaping.value"].choices == ("soft_value", "max", "margin", "expectation", "logit", "logprob")
+    assert known["shaping.value"] == known["algorithm.shaping.value"]
+    assert known["shaping.form"].choices == ("potential_difference", "next_value")
+    assert known["shaping.terminal"].choices == ("bootstrap", "zero")
+    assert known["algorithm.label_smoothing"] == Values(at_least=0, at_most=0.5)
+    assert known["bench.growth"] == Values(above=0, one_or_more=True)
+    assert known["optim.lr"] == Values(at_least=0)
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "algorithm.beta", "algorithm.alpha", "optim.clip_grad"])

@@ -10,7 +10,6 @@ from bad_input import Fails, World
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import RUNNERS
-from nemo_tvkd.config.choices import CONTRASTS, ENSEMBLES, LOGPROBS, STUDENT_REWARDS
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.runtime.exits import guarded
 
@@ -27,10 +26,10 @@ RANGES = {  # algorithm and key: what is said of a number out of range
     "drdo data.label_noise": "must lie between 0 and 1",
 }
 CHOICES = {
-    "drdo algorithm.logprob": LOGPROBS,
-    "drdo algorithm.contrast": CONTRASTS,
-    "drdo algorithm.student_reward": STUDENT_REWARDS,
-    "edpo algorithm.ensemble": ENSEMBLES,
+    "drdo algorithm.logprob": ("sum", "mean"),
+    "drdo algorithm.contrast": ("ratio", "product"),
+    "drdo algorithm.student_reward": ("head", "implicit"),
+    "edpo algorithm.ensemble": ("mean", "min"),
     "drdo oracle.mode": ("online", "cached", "columns"),
     "drdo oracle.normalize": ("none", "zscore"),
 }
