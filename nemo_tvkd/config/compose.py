@@ -2,6 +2,8 @@
 
 import difflib
 import re
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +30,24 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
         UserError: an unknown key (with the nearest known one), a value of the wrong type or that cannot be parsed,
             an unknown algorithm, recipe or cluster.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
-    store = ConfigStore.instance()
-    store.store(name=f"{command}_schema", node=COMMANDS[command])
-    for name, node in ALGORITHMS.items():
-        store.store(group="algorithm", name=f"{name}_schema", node=node)
     if base is not None:
         overrides = _as_overrides(base, overrides) + overrides
-    _check_override_syntax(overrides)
-    groups = [o for o in overrides if _key(o) in GROUPS.get(command, ())]
-    _check_groups(groups, command, folder)
-    place = [f"hydra.searchpath=[{quoted(f'file://{Path(folder).absolute()}')}]"] if folder else []
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
+    values = _parsed(overrides)
+    groups = {o for o in overrides if _key(o) in GROUPS.get(command, ()) and not isinstance(values[o], dict)}
+    chosen = [o for o in overrides if o in groups]
+    _check_groups(chosen, command, folder)
+    defaults = _composed(command, tuple(chosen), str(Path(folder).absolute()) if folder else "", _files(folder))
+    config = deepcopy(defaults)
+    for override in overrides:
+        key = _key(override)
+        if override in groups:
+            continue
         try:
-            config = hydra_compose(command, overrides=place + [_extending(o) for o in overrides])
+            OmegaConf.update(config, key, values[override], merge=True, force_add=key.startswith(OPEN))
         except Exception as error:
-            try:
-                known = hydra_compose(command, overrides=place + groups)
-            except Exception as broken:  # the mistake is in a file of these groups
-                raise UserError(_mistake(broken)) from broken
-            _check_known(overrides, known)
+            _check_known(overrides, defaults)
             raise UserError(_mistake(error)) from error
     if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
         raise UserError(
@@ -61,6 +55,40 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
         )
     _resolve(config)
     return config
+
+
+def _files(folder: str) -> tuple[tuple[str, int, int], ...]:
+    """What tells whether a file of conf/ or of the user's own folder has changed."""
+    places = [package_folder("conf"), *([Path(folder)] if folder else [])]
+    files = [(file, file.stat()) for place in places for file in place.rglob("*.yaml")]
+    return tuple((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in files)
+
+
+@lru_cache(maxsize=64)
+def _composed(command: str, groups: tuple[str, ...], folder: str, files: object) -> Any:
+    """The configuration of a command after the choice of its groups; Hydra takes 0.1 s for it, so it is kept.
+
+    Nothing is resolved yet: values may depend on the environment and on keys that are typed.
+
+    Raises:
+        UserError: a mistake in a file of these groups.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.global_hydra import GlobalHydra
+
+    store = ConfigStore.instance()
+    store.store(name=f"{command}_schema", node=COMMANDS[command])
+    for name, node in ALGORITHMS.items() if command in TRAINING else ():
+        store.store(group="algorithm", name=f"{name}_schema", node=node)
+    place = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"] if folder else []
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
+        try:
+            return hydra_compose(command, overrides=[*place, *groups])
+        except Exception as error:
+            raise UserError(_mistake(error)) from error
 
 
 def _resolve(config: Any) -> None:
@@ -78,11 +106,6 @@ def _resolve(config: Any) -> None:
         if "${" in str(value):
             raise UserError(f"{key}={value}: a value cannot hold ${{")
     OmegaConf.resolve(config)
-
-
-def _extending(override: str) -> str:
-    """Hydra's way of adding to a mapping whose keys are the user's own."""
-    return f"++{override}" if override.startswith(OPEN) else override
 
 
 def _key(override: str) -> str:
@@ -159,11 +182,13 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _check_override_syntax(overrides: list[str]) -> None:
+def _parsed(overrides: list[str]) -> dict[str, Any]:
+    """Override -> the value that it gives, by Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
+    values: dict[str, Any] = {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key or key[0] in "+~":
@@ -178,6 +203,8 @@ def _check_override_syntax(overrides: list[str]) -> None:
         if parsed.is_sweep_override():
             hint = f'a list is written [a,b], text as "{key}={quoted(value)}"'
             raise UserError(f"{key}: {value!r} is several values: {hint}")
+        values[override] = parsed.value()
+    return values
 
 
 def _check_known(overrides: list[str], known: Any) -> None:
