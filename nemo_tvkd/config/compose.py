@@ -96,7 +96,9 @@ def _resolve(config: Any) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    for key in flatten(OmegaConf.to_container(config)):
+    for key, raw in flatten(OmegaConf.to_container(config)).items():
+        if "${" not in str(raw) and "???" not in str(raw):
+            continue
         try:
             value = OmegaConf.select(config, key, throw_on_missing=True)
             if OmegaConf.is_config(value):
