@@ -47,6 +47,17 @@ class Layout:
         ]
 
 
+def forking() -> Any:
+    """The context whose processes are forked from the one server that has NeMo imported."""
+    folder = str(Path(__file__).parent)
+    if folder not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["rank_pool_preload"])
+    return context
+
+
 def _serve(rank: int, pipe: Connection, log: str) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
@@ -84,10 +95,7 @@ class RankPool:
 
     def __init__(self) -> None:
         self.logs = Path(tempfile.mkdtemp(prefix="rank-pool-"))
-        self.context = mp.get_context("forkserver")
-        os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        self.context.set_forkserver_preload(["rank_pool_preload"])
+        self.context = forking()
         self.workers: list[tuple[Any, Connection]] = []
         self.tasks = 0
 

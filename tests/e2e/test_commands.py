@@ -13,6 +13,7 @@ import psutil
 import pytest
 import reference as ref
 from demo_model import make_demo_model
+from forked_commands import Command, run_command
 from training import save_hf
 
 DEADLINE = 60
@@ -28,7 +29,7 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(setup: Path, output: Path, steps: int, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "nemo_tvkd", "train", "algorithm=tvkd", f"student.path={setup}/model"),
+        *("train", "algorithm=tvkd", f"student.path={setup}/model"),
         *(f"teacher.path={setup}/model", f"data.train={setup}/data/pairs_train.jsonl", "data.max_length=128"),
         *("parallel.tensor_model_parallel_size=2", "trainer.precision=fp32", f"trainer.max_steps={steps}"),
         *("trainer.global_batch_size=4", f"trainer.output_dir={output}", "trainer.save_interval=2", "optim.lr=1e-3"),
@@ -41,7 +42,7 @@ def environment(setup: Path) -> dict[str, str]:
 
 
 def run(setup: Path, arguments: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, env=environment(setup), capture_output=True, text=True, timeout=300, check=False)
+    return run_command(arguments, environment(setup))
 
 
 def rows(output: Path) -> list[dict]:
@@ -49,7 +50,7 @@ def rows(output: Path) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def wait_for_step(process: subprocess.Popen, output: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen | Command, output: Path, step: int) -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
@@ -68,8 +69,8 @@ def losses(output: Path) -> dict[int, float]:
 
 def test_a_killed_rank_ends_the_run_and_resume_goes_on(setup: Path, tmp_path: Path) -> None:
     steps = 400
-    process = subprocess.Popen(
-        command(setup, tmp_path / "run", steps),
+    process = subprocess.Popen(  # as a shell starts it
+        [sys.executable, "-m", "nemo_tvkd", *command(setup, tmp_path / "run", steps)],
         env=environment(setup),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -99,13 +100,7 @@ def test_a_killed_rank_ends_the_run_and_resume_goes_on(setup: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("signum", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_saves_and_exits_85(setup: Path, tmp_path: Path, signum: int) -> None:
-    process = subprocess.Popen(
-        command(setup, tmp_path, 2000, "trainer.save_interval=0"),
-        env=environment(setup),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = Command(command(setup, tmp_path, 2000, "trainer.save_interval=0"), environment(setup))
     wait_for_step(process, tmp_path, 2)
     process.send_signal(signum)
     _, errors = process.communicate(timeout=DEADLINE)
@@ -138,13 +133,11 @@ def test_the_pipeline_of_commands(setup: Path, tmp_path: Path) -> None:
     complete = run(setup, command(setup, output, 2, f"data.validation={setup}/data/pairs_heldout.jsonl"))
     assert complete.returncode == 0, complete.stderr
     assert "is complete: step 2 of 2" in complete.stdout
-    repeat = [sys.executable, "-m", "nemo_tvkd", "train", f"--from={output}", f"trainer.output_dir={tmp_path}/again"]
-    same = run(setup, repeat)
+    same = run(setup, ["train", f"--from={output}", f"trainer.output_dir={tmp_path}/again"])
     assert same.returncode == 0, same.stderr
     assert losses(tmp_path / "again") == losses(output)
     exported = tmp_path / "hf"
-    base = [sys.executable, "-m", "nemo_tvkd"]
-    done = run(setup, [*base, "export-hf", f"checkpoint={output}", f"output={exported}"])
+    done = run(setup, ["export-hf", f"checkpoint={output}", f"output={exported}"])
     assert done.returncode == 0, done.stderr
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -158,7 +151,7 @@ def test_the_pipeline_of_commands(setup: Path, tmp_path: Path) -> None:
         file = tmp_path / f"{layout}.json"
         done = run(
             setup,
-            [*base, "evaluate", f"checkpoint={checkpoint}", heldout, f"output={file}", "precision=fp32"]
+            ["evaluate", f"checkpoint={checkpoint}", heldout, f"output={file}", "precision=fp32"]
             + [f"parallel.{layout}_model_parallel_size=2", "data.max_length=128"],
         )
         assert done.returncode == 0, done.stderr

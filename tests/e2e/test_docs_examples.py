@@ -4,12 +4,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_server import CommandServer
 from docs_pages import DOCS, PAGES, Block, blocks, lines_of, missing_output, nemo_tvkd_words
+from forked_commands import run_command
 
 REPOSITORY = DOCS.parent
 FIRST = DOCS / "tutorial.md"
@@ -32,40 +31,34 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, **own, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path, environment: dict[str, str]) -> Iterator[CommandServer]:
-    with CommandServer(folder, environment) as server:
-        yield server
-
-
-def run_page(page: Path, server: CommandServer, environment: dict[str, str]) -> None:
+def run_page(page: Path, folder: Path, environment: dict[str, str]) -> None:
     """Run a page's blocks in order; what an output block shows must have been printed by the block before it."""
     printed = ""
     for block in blocks(page):
         if block.runs:
-            printed = "".join(run_line(line, block, server, environment) for line in lines_of(block.text))
+            printed = "".join(run_line(line, block, folder, environment) for line in lines_of(block.text))
         elif block.is_output:
             absent = missing_output(block.text, printed)
             assert not absent, f"{block.place}: not printed: {absent}\nbut:\n{printed}"
 
 
-def run_line(line: str, block: Block, server: CommandServer, environment: dict[str, str]) -> str:
+def run_line(line: str, block: Block, folder: Path, environment: dict[str, str]) -> str:
     command = [*nemo_tvkd_words(line)]
     if command:
-        code, printed = server.run(command[0])
+        done = run_command(command[0], environment, folder)
     else:
         words = ["bash", "-o", "pipefail", "-c", line]
-        done = subprocess.run(words, cwd=server.folder, env=environment, capture_output=True, text=True, check=False)
-        code, printed = done.returncode, done.stdout + done.stderr
-    assert code == 0, f"{block.place}: {line}\n{printed}"
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, f"{block.place}: {line}\n{printed}"
     return printed
 
 
 @pytest.fixture(scope="module")
-def tutorial(server: CommandServer, copy_server: CommandServer, environment: dict[str, str]) -> Path:
-    """The folder that the tutorial leaves. The other server imports NeMo meanwhile."""
-    run_page(FIRST, server, environment)
-    return server.folder
+def tutorial(folder: Path, environment: dict[str, str]) -> Path:
+    """The folder that the tutorial leaves."""
+    run_page(FIRST, folder, environment)
+    return folder
 
 
 def test_the_tutorial_leaves_a_student_and_a_picture(tutorial: Path) -> None:
@@ -81,8 +74,8 @@ OTHERS = [page for page in PAGES if page != FIRST and any(block.runs for block i
 
 
 @pytest.mark.parametrize("page", OTHERS, ids=lambda page: str(page.relative_to(DOCS)))
-def test_the_page_runs(page: Path, tutorial: Path, server: CommandServer, environment: dict[str, str]) -> None:
-    run_page(page, server, environment)
+def test_the_page_runs(page: Path, tutorial: Path, environment: dict[str, str]) -> None:
+    run_page(page, tutorial, environment)
 
 
 def added_lines(block: Block) -> list[str]:
@@ -123,16 +116,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def copy_server(copy: Path, folder: Path, environment: dict[str, str]) -> Iterator[CommandServer]:
-    with CommandServer(folder, {**environment, "PYTHONPATH": str(copy)}) as server:
-        yield server
-
-
-def in_copy(copy: Path, environment: dict[str, str], *words: str) -> str:
+def in_copy(copy: Path, environment: dict[str, str], *words: str, folder: Path | None = None) -> str:
     done = subprocess.run(
         [sys.executable, *words],
-        cwd=copy,
+        cwd=folder or copy,
         env={**environment, "PYTHONPATH": str(copy)},
         capture_output=True,
         text=True,
@@ -154,11 +141,11 @@ def test_the_new_algorithm_passes_its_test_and_the_linter(copy: Path, environmen
     in_copy(copy, environment, "-m", "ruff", "check", "nemo_tvkd", "tests")
 
 
-def test_the_new_algorithm_trains(copy_server: CommandServer, tutorial: Path) -> None:
+def test_the_new_algorithm_trains(copy: Path, tutorial: Path, environment: dict[str, str]) -> None:
     (command,) = [words for block in blocks(NEW_ALGORITHM) for words in nemo_tvkd_words(block.text)]
-    assert copy_server.run(["train", "algorithm=simpo", "--cfg", "job"])[1].startswith("algorithm:\n  name: simpo\n")
-    code, printed = copy_server.run(command)
-    assert code == 0, printed
+    shown = in_copy(copy, environment, "-m", "nemo_tvkd", "train", "algorithm=simpo", "--cfg", "job")
+    assert shown.startswith("algorithm:\n  name: simpo\n")
+    printed = in_copy(copy, environment, "-m", "nemo_tvkd", *command, folder=tutorial)
     assert not missing_output(
         "step 2/2  loss 0.5  margins 0.1  accuracies 0.5  lr 1e-7  9 tokens/s  0:00:00 left", printed
     )

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from demo_model import make_demo_model
+from forked_commands import run_command
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -27,14 +26,7 @@ def test_the_pipeline_of_drdo(tmp_path: Path) -> None:
 
     def run(command: str, *arguments: str) -> str:
         environment = {**os.environ, "NEMO_TVKD_CACHE": str(tmp_path / "imported"), "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-m", "nemo_tvkd", command, *arguments],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = run_command([command, *arguments], environment)
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 from demo_model import make_demo_model
+from forked_commands import Command
 
 KILLS = (0, 20)
 """How many parts there are when the job is killed: the plan alone, and some."""
@@ -23,20 +22,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(folder: Path, output: Path) -> subprocess.Popen:
+def start(folder: Path, output: Path) -> Command:
     arguments = [
-        *(sys.executable, "-m", "nemo_tvkd", "score", f"score.model={folder}/model", f"score.output={output}"),
+        *("score", f"score.model={folder}/model", f"score.output={output}"),
         *(f"data.train={folder}/data/pairs_train.jsonl", "data.max_length=256", "score.what=[value,logprob]"),
         *("score.value_kind=[soft_value,max]", "score.temperature=[0.01,1]", "score.part_size=1"),
         *("score.precision=fp32", "parallel.data_parallel_size=2"),
     ]
     environment = {**os.environ, "NEMO_TVKD_CACHE": str(folder / "imported"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Command(arguments, environment)
 
 
-def finish(process: subprocess.Popen) -> str:
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, said
+def finish(process: Command) -> str:
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, said + errors
     return said
 
 
@@ -44,7 +43,7 @@ def parts(output: Path) -> int:
     return len(list(output.glob("part-*.parquet")))
 
 
-def wait(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
+def wait(process: Command, ready: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not ready():
         assert process.poll() is None, process.communicate()
@@ -52,7 +51,7 @@ def wait(process: subprocess.Popen, ready: Callable[[], bool]) -> None:
         time.sleep(0.0005)
 
 
-def kill_all(process: subprocess.Popen) -> None:
+def kill_all(process: Command) -> None:
     family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
     for member in family:
         member.send_signal(signal.SIGKILL)

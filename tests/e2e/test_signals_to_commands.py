@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from demo_model import make_demo_model
+from forked_commands import Command
 
 NOTHING = "nemo-tvkd: stopped by a signal, nothing to save; run the same command again to continue"
 STEPS = 60
@@ -25,12 +26,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Command:
+class Started:
     """`nemo-tvkd ...` as a process group of its own, with its two streams in files."""
 
-    def __init__(self, folder: Path, log: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, log: Path, *arguments: str, by_shell: bool = False) -> None:
         self.log = log
+        self.process: subprocess.Popen | Command
         environment = {**os.environ, "NEMO_TVKD_CACHE": str(folder / "imported"), "OMP_NUM_THREADS": "1"}
+        if not by_shell:
+            self.process = Command(arguments, environment, output=log, errors=Path(f"{log}.err"))
+            return
         with open(log, "w") as stream, open(f"{log}.err", "w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "nemo_tvkd", *arguments],
@@ -40,7 +45,7 @@ class Command:
                 start_new_session=True,
             )
 
-    def wait(self, ready: Callable[["Command"], bool]) -> None:
+    def wait(self, ready: Callable[["Started"], bool]) -> None:
         deadline = time.monotonic() + 120
         while not ready(self):
             assert self.process.poll() is None, self.said()
@@ -79,7 +84,7 @@ class Command:
         assert self.errors().splitlines() == [NOTHING], self.said()
 
 
-def importing(command: Command) -> bool:
+def importing(command: Started) -> bool:
     """In the middle of `import torch`."""
     try:
         return "libtorch_cpu" in Path(f"/proc/{command.process.pid}/maps").read_text()
@@ -87,10 +92,10 @@ def importing(command: Command) -> bool:
         return False
 
 
-def starts(*words: str) -> Callable[[Command], bool]:
+def starts(*words: str) -> Callable[[Started], bool]:
     """A process of the command that has all of `words` on its command line."""
 
-    def ready(command: Command) -> bool:
+    def ready(command: Started) -> bool:
         for process in command.family():
             try:
                 if set(words) <= set(process.cmdline()):
@@ -115,20 +120,20 @@ def complete(output: Path) -> list[str]:
     return sorted(p.name for p in (output / "checkpoints").glob("step-*") if (p / "context").exists())
 
 
-def train(folder: Path, output: Path, log: Path, *more: str) -> Command:
+def train(folder: Path, output: Path, log: Path, *more: str, by_shell: bool = False) -> Started:
     arguments = [
         *("train", "algorithm=dpo", f"student.path={folder}/model", f"data.train={folder}/data/pairs_train.jsonl"),
         *("data.max_length=128", "parallel.tensor_model_parallel_size=2", "trainer.precision=fp32"),
         *(f"trainer.max_steps={STEPS}", "trainer.global_batch_size=4", "optim.lr=1e-3", "optim.warmup_ratio=0"),
         *("optim.schedule=constant", f"trainer.output_dir={output}"),
     ]
-    return Command(folder, log, *arguments, *more)
+    return Started(folder, log, *arguments, *more, by_shell=by_shell)
 
 
 def test_a_training_run_in_every_phase(folder: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "run", tmp_path / "log"
 
-    command = train(folder, output, log)
+    command = train(folder, output, log, by_shell=True)
     command.wait(importing)
     command.stopped(signal.SIGTERM)
 
@@ -180,15 +185,15 @@ def test_a_training_run_in_every_phase(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_a_conversion(folder: Path, tmp_path: Path, number: int) -> None:
     """A command of one process."""
-    command = Command(folder, tmp_path / "log", "import-hf", f"source={folder}/model", f"output={tmp_path}/nemo")
+    command = Started(folder, tmp_path / "log", "import-hf", f"source={folder}/model", f"output={tmp_path}/nemo")
     command.wait(lambda c: (tmp_path / ".nemo.incomplete").exists())
     command.stopped(number)
     assert not (tmp_path / "nemo").exists()
 
 
 def test_scoring_goes_on_with_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    def score(output: Path) -> Command:
-        return Command(
+    def score(output: Path) -> Started:
+        return Started(
             folder,
             tmp_path / "log",
             *("score", f"score.model={folder}/model", f"score.output={output}", "score.part_size=1"),

@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from demo_model import make_demo_model
+from forked_commands import run_command
 from terminal import run_in_terminal, screen
 from wandb_file import read_runs
 
@@ -57,7 +57,7 @@ def test_a_run_in_a_terminal_is_stopped_and_goes_on_in_a_log(folder: Path, tmp_p
     assert f"step 3/{STEPS}  eval_loss " in "\n".join(shown[: shown.index(bars[0])])
     assert not STEP.search(written), "lines for a log"
 
-    done = subprocess.run(command, env=environment(folder), capture_output=True, text=True, timeout=240, check=False)
+    done = run_command(command[3:], environment(folder), timeout=240)
     assert done.returncode == 0, done.stderr
     assert "\x1b" not in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
