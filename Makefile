@@ -1,4 +1,4 @@
-# make demo: the whole TVKD pipeline on this machine; make demo-drdo: DRDO's. make test: all tests; make docs: the documentation.
+# make demo: the whole TVKD pipeline on this machine; make demo-drdo: DRDO's. make test: all tests, in two processes; make docs: the documentation.
 # Each installs what it needs, once.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -18,7 +18,7 @@ noise: $(VENV)/installed-test
 	$(BIN)/python experiments/noise_robustness.py
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from benchmark_cases import PROMPTS, Cases, Plain, write_rows
-from forked_commands import Command
 
 
 def test_a_stopped_benchmark_goes_on(tmp_path: Path) -> None:
@@ -19,8 +20,15 @@ def test_a_stopped_benchmark_goes_on(tmp_path: Path) -> None:
     command = cases.options(output, tasks="[colours]", prompts=prompts, batch_size=1)
     partial = output / ".alpaca_eval.partial.jsonl"
 
-    def start() -> Command:
-        return Command(command, {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    def start() -> subprocess.Popen:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "nemo_tvkd", *command],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
 
     process = start()
     deadline = time.monotonic() + 300

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,8 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
-    """Run a command that must find a mistake; its line without the "nemo-tvkd: "."""
+def fails(capfd: pytest.CaptureFixture[str], messages: Callable[[str], None]) -> Fails:
+    """Run a command that must find a mistake; its line without the "nemo-tvkd: ", compared with the golden one."""
 
     def run(*arguments: Any) -> str:
         capfd.readouterr()
@@ -109,7 +109,9 @@ def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
         assert error.endswith("\n")
         assert error.count("\n") == 1, f"not one line: {error}"
         assert error.startswith("nemo-tvkd: ")
-        return error.removeprefix("nemo-tvkd: ").rstrip("\n")
+        message = error.removeprefix("nemo-tvkd: ").rstrip("\n")
+        messages(message)
+        return message
 
     return run
 
