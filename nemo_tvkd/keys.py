@@ -17,6 +17,7 @@ class Values:
     Attributes:
         choices: the words that it takes; (): any.
         above, at_least, at_most: bounds of a number; NaN and infinity never pass a bound.
+        suggested: words that completion offers; others will do.
         one_or_more: it takes a value or a list of values, each of which is checked; an empty list is refused.
     """
 
@@ -25,6 +26,7 @@ class Values:
     at_least: float | None = None
     at_most: float | None = None
     one_or_more: bool = False
+    suggested: tuple[str, ...] = ()
 
     def in_words(self) -> str:
         """The choices or the bounds; empty where every value of the key's type will do."""

@@ -8,22 +8,20 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from nemo_tvkd.commands.help import HELP, OPTIONS, usage
+from nemo_tvkd.commands.help import options, usage
 from nemo_tvkd.config.algorithms import ALGORITHMS
-from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.compose import TRAINING, choices
 from nemo_tvkd.config.documented import Key, keys
+from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-NAMES = {"data": "data check"}
-"""Commands that are typed otherwise than they are called in the code."""
 NO_PREFIX = "itself"
 
 
 def on_files(files: Files, config: Any, **context: Any) -> Files:
     """mkdocs' event: add the pages."""
     made = {"reference/commands.md": commands(), "reference/algorithms.md": algorithms()}
-    made |= {f"reference/{command}.md": command_page(command) for command in COMMANDS}
+    made |= {f"reference/{command}.md": command_page(command) for command in OWN_KEYS}
     made["changelog.md"] = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
     for path, text in made.items():
         files.append(File.generated(config, path, content=text))
@@ -53,11 +51,12 @@ def modules() -> str:
 def commands() -> str:
     """What `--help` says, with a link to each command's keys."""
     parts = [f"# Command line\n\n```text\n{usage()}\n```\n\nEvery command takes `--help`; those with keys `--cfg job`."]
-    for name, (what, example) in HELP.items():
-        told = f"```text\n{OPTIONS[name]}```\n\n" if name in OPTIONS else ""
+    for name, command in COMMANDS.items():
+        notes = f"{command.notes}\n{options(name)}".strip()
         page = "submit" if name == "doctor" else name
-        link = f"[Its keys]({page}.md)\n" if page in COMMANDS else "It has no keys.\n"
-        parts.append(f"## {NAMES.get(name, name)}\n\n{_opening(what, example)}\n{told}{link}")
+        link = f"[Its keys]({page}.md)\n" if page in OWN_KEYS else "It has no keys.\n"
+        shown = f"```text\n{notes}\n```\n\n" if notes else ""
+        parts.append(f"## {_title(name)}\n\n{_opening(name)}\n{shown}{link}")
     return "\n\n".join(parts)
 
 
@@ -79,10 +78,9 @@ def algorithms() -> str:
 
 def command_page(command: str) -> str:
     """Every key of a command, by section."""
-    kind = COMMANDS[command]
-    what, example = HELP[command]
-    title = "submit, doctor" if command == "submit" else NAMES.get(command, command)
-    parts = [f"# {title}\n\n{_opening(what, example)}"]
+    kind = COMMANDS[command].schema
+    title = "submit, doctor" if command == "submit" else _title(command)
+    parts = [f"# {title}\n\n{_opening(command)}"]
     if command in TRAINING:
         parts.append("## algorithm\n\n[The keys of each method](algorithms.md) are on a page of their own.\n")
     if command == "submit":
@@ -101,8 +99,14 @@ def entry(key: Key, anchor: str = "") -> str:
     return f"`{key.name}`{{ #{anchor}{key.name} }}\n:   {key.meaning}\n\n    *{'; '.join(facts)}*\n\n"
 
 
-def _opening(what: str, example: str) -> str:
+def _title(name: str) -> str:
+    """A command as it is typed."""
+    return f"{name} {COMMANDS[name].subcommand}".strip()
+
+
+def _opening(name: str) -> str:
     """What a command does, and an example in lines that fit."""
+    what, example = COMMANDS[name].what, COMMANDS[name].example
     lines = textwrap.wrap(example, 78, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
     joined = " \\\n".join(lines)
     return f"{what[0].upper()}{what[1:]}.\n\n```bash\n{joined}\n```\n"

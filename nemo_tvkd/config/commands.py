@@ -3,9 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tvkd.config.algorithms import ALGORITHMS, ShapingConfig
-from nemo_tvkd.config.benchmark import BenchmarkConfig
-from nemo_tvkd.config.cluster import SubmitConfig
+from nemo_tvkd.config.algorithms import ShapingConfig
 from nemo_tvkd.config.sections import (
     DataConfig,
     ExampleDataConfig,
@@ -23,8 +21,6 @@ from nemo_tvkd.config.sections import (
 )
 from nemo_tvkd.keys import key
 from nemo_tvkd.parallel.statistic import VALUE_KINDS
-
-__all__ = ["ALGORITHMS", "COMMANDS", "ParallelConfig"]
 
 SCORABLE = ("value", "logprob", "reward")
 STORAGE = ("all", "ends")
@@ -207,7 +203,7 @@ class SizeConfig:
 
 @dataclass
 class MeasuringConfig:
-    part: str = ""
+    part: str = key("", suggested=("vocab", "score", "step"))
     """vocab | score | step; the word after `bench`."""
     output: str = ""
     """JSON file to write; the table is printed either way."""
@@ -243,17 +239,3 @@ class BenchConfig(TrainConfig):
     bench: MeasuringConfig = key(MeasuringConfig)
     trainer: TrainerConfig = key(TrainerConfig(global_batch_size=4, micro_batch_size=4))
     score: ScoringConfig = key(ScoringConfig)
-
-
-COMMANDS: dict[str, type] = {
-    "train": TrainConfig,
-    "score": ScoreConfig,
-    "evaluate": EvaluateConfig,
-    "inspect": InspectConfig,
-    "data": DataCheckConfig,
-    "import-hf": ImportConfig,
-    "export-hf": ExportConfig,
-    "bench": BenchConfig,
-    "benchmark": BenchmarkConfig,
-    "submit": SubmitConfig,
-}

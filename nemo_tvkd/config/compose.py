@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config.commands import ALGORITHMS, COMMANDS
+from nemo_tvkd.config.algorithms import ALGORITHMS
+from nemo_tvkd.config.table import COMMANDS
 from nemo_tvkd.errors import UserError, one_line
 from nemo_tvkd.files import package_folder
 
@@ -79,7 +80,7 @@ def _composed(command: str, groups: tuple[str, ...], folder: str, files: object)
     from hydra.core.global_hydra import GlobalHydra
 
     store = ConfigStore.instance()
-    store.store(name=f"{command}_schema", node=COMMANDS[command])
+    store.store(name=f"{command}_schema", node=COMMANDS[command].schema)
     for name, node in ALGORITHMS.items() if command in TRAINING else ():
         store.store(group="algorithm", name=f"{name}_schema", node=node)
     place = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"] if folder else []

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_tvkd.config.places import TEMPLATE_NAMES
 from nemo_tvkd.keys import key
 
 
@@ -30,7 +31,7 @@ class FrozenConfig:
 class TeacherConfig(FrozenConfig):
     tokenizer: str = ""
     """Tokenizer directory or .model file; the teacher's own when empty. It may be another one than the student's."""
-    chat_template: str = ""
+    chat_template: str = key("", suggested=TEMPLATE_NAMES)
     """For a teacher that reads pairs its own way: as data.chat_template. Empty: its tokenizer's own if it has another
     tokenizer than the student, else the student's."""
 
@@ -45,7 +46,7 @@ class TeacherSource:
     """Score store with values."""
     tokenizer: str = ""
     """As teacher.tokenizer."""
-    chat_template: str = ""
+    chat_template: str = key("", suggested=TEMPLATE_NAMES)
     """As teacher.chat_template."""
 
 
@@ -59,7 +60,7 @@ class RewardSource:
     """Score store, with oracle.mode=cached; for edpo a list of several."""
     tokenizer: str = ""
     """As teacher.tokenizer."""
-    chat_template: str = ""
+    chat_template: str = key("", suggested=TEMPLATE_NAMES)
     """As teacher.chat_template."""
 
 
@@ -88,7 +89,7 @@ class DataConfig:
     """Longer prompts keep their end; null: no prompt is cut, and one that fills max_length is a bad row."""
     shuffle: bool = True
     """Training reads its rows in a new order in every epoch; false: in the file's."""
-    chat_template: str = "auto"
+    chat_template: str = key("auto", suggested=TEMPLATE_NAMES)
     """auto (the tokenizer's, else a plain transcript) | tokenizer | plain | llama3 | mistral | a jinja file. The
     checkpoints of a run carry a template that was given by name or file, and the two tokens below."""
     end_token: str = ""

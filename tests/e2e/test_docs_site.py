@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 from docs_pages import DOCS, PAGES
 
-from nemo_tvkd.commands.help import HELP
 from nemo_tvkd.config.algorithms import ALGORITHMS
-from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.documented import keys
+from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 
 CHROMIUM = shutil.which("chromium")
 LOADED = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src",), "object": ("data",)}
@@ -65,7 +64,7 @@ def pages(site: Path) -> dict[str, Elements]:
 
 def test_every_page_is_there(pages: dict[str, Elements]) -> None:
     wanted = {str(page.relative_to(DOCS).with_suffix(".html")) for page in PAGES}
-    wanted |= {f"reference/{command}.html" for command in (*COMMANDS, "commands", "algorithms")}
+    wanted |= {f"reference/{command}.html" for command in (*OWN_KEYS, "commands", "algorithms")}
     assert set(pages) == wanted | {"changelog.html", "404.html"}
 
 
@@ -90,8 +89,8 @@ def test_equations_are_mathml(site: Path, pages: dict[str, Elements]) -> None:
 
 
 def test_the_reference_has_every_key(pages: dict[str, Elements]) -> None:
-    for command, kind in COMMANDS.items():
-        wanted = {key.name for key in keys(kind)} - {"algorithm"}
+    for command in OWN_KEYS:
+        wanted = {key.name for key in keys(COMMANDS[command].schema)} - {"algorithm"}
         assert wanted <= pages[f"reference/{command}.html"].ids(), command
     wanted = {f"{name}.{key.name}" for name, kind in ALGORITHMS.items() for key in keys(kind, "algorithm.")}
     assert {name for name in wanted if not name.endswith(".algorithm.name")} <= pages["reference/algorithms.html"].ids()
@@ -99,8 +98,8 @@ def test_the_reference_has_every_key(pages: dict[str, Elements]) -> None:
 
 def test_the_reference_has_every_command(site: Path) -> None:
     text = (site / "reference" / "commands.html").read_text(encoding="utf-8")
-    for what, _ in HELP.values():
-        assert what[1:].replace("&", "&amp;") in text
+    for command in COMMANDS.values():
+        assert command.what[1:].replace("&", "&amp;") in text
 
 
 def test_every_module_is_listed(site: Path) -> None:

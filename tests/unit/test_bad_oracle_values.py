@@ -9,7 +9,7 @@ import pytest
 from bad_input import Fails, World
 from omegaconf import OmegaConf
 
-from nemo_tvkd.__main__ import RUNNERS
+from nemo_tvkd.__main__ import run as run_command
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.runtime.exits import guarded
 
@@ -49,7 +49,7 @@ def refused(defaults: dict[str, Any], capfd: pytest.CaptureFixture[str]) -> Refu
         config = deepcopy(defaults[algorithm])
         OmegaConf.update(config, key, value, force_add=False)
         capfd.readouterr()
-        assert guarded(RUNNERS["train"], config) == 2
+        assert guarded(run_command, "train", config) == 2
         error = capfd.readouterr().err
         assert error.startswith("nemo-tvkd: ")
         assert error.count("\n") == 1

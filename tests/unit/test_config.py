@@ -9,14 +9,15 @@ from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.config import algorithms, benchmark, cluster, commands, sections
-from nemo_tvkd.config.commands import ALGORITHMS, COMMANDS
+from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.compose import TRAINING, compose
+from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import package_folder
 from nemo_tvkd.losses import METHODS
 
 MODULES = (commands, sections, algorithms, benchmark, cluster)
-BY_DEFAULT = [command for command in COMMANDS if command != "submit"]
+BY_DEFAULT = [command for command in OWN_KEYS if command != "submit"]
 """Commands that have a configuration before anything is chosen; a chain of jobs has a recipe and a cluster."""
 
 
@@ -26,7 +27,7 @@ def as_dict(config: Any) -> Any:
 
 @pytest.mark.parametrize("command", BY_DEFAULT)
 def test_defaults_are_those_of_the_dataclasses(command: str) -> None:
-    composed, plain = as_dict(compose(command, [])), dataclasses.asdict(COMMANDS[command]())
+    composed, plain = as_dict(compose(command, [])), dataclasses.asdict(COMMANDS[command].schema())
     if command in TRAINING:
         plain["algorithm"] = dataclasses.asdict(ALGORITHMS["tvkd"]())
         plain["trainer"]["output_dir"] = "runs/tvkd"
@@ -44,7 +45,7 @@ def test_algorithms_are_a_group(name: str) -> None:
 def test_every_algorithm_has_its_loss_and_its_file() -> None:
     assert set(ALGORITHMS) == set(METHODS)
     assert {file.stem for file in (package_folder("conf") / "algorithm").iterdir()} == set(ALGORITHMS)
-    assert {file.stem for file in package_folder("conf").glob("*.yaml")} == set(COMMANDS)
+    assert {file.stem for file in package_folder("conf").glob("*.yaml")} == set(OWN_KEYS)
 
 
 def test_yaml_holds_no_defaults() -> None:
@@ -65,7 +66,7 @@ def test_every_dataclass_is_used() -> None:
             if dataclasses.is_dataclass(field.type):
                 visit(field.type)  # type: ignore[arg-type]
 
-    for kind in (*COMMANDS.values(), *ALGORITHMS.values()):
+    for kind in (*(COMMANDS[name].schema for name in OWN_KEYS), *ALGORITHMS.values()):
         visit(kind)
     # The values of a recipe's mappings.
     assert defined == used | {"ModelConfig", "DatasetConfig", "StageConfig", "LayoutConfig"}

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from docs_pages import DOCS, PAGES, blocks, missing_output, nemo_tvkd_words
 
-from nemo_tvkd.__main__ import _checked_path, _take_option
+from nemo_tvkd.__main__ import as_keys, take_options
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.commands.help import HELP
 from nemo_tvkd.config.compose import compose
+from nemo_tvkd.config.table import COMMANDS as TABLE
 from nemo_tvkd.config.values import check_values
 from nemo_tvkd.errors import UserError
 
@@ -51,19 +51,16 @@ def check(words: list[str], tmp_path: Path) -> None:
     words = [word.replace(ON_DISK, str(tmp_path / ON_DISK.lstrip("/"))) for word in words]
     command, rest = words[0], [word for word in words[1:] if word not in ("--help", "--dry-run")]
     if "--help" in words or command in WITHOUT_KEYS or (command == "doctor" and not rest):
-        assert command in (*HELP, *WITHOUT_KEYS, "--help")
+        assert command in (*TABLE, *WITHOUT_KEYS, "--help")
         return
-    folder, rest = _take_option(rest, "--config-dir")
-    for option in ("--from", "--cfg", "--here"):
-        _, rest = _take_option(rest, option)
+    options, rest = take_options(command, rest)
+    folder = options.get("--config-dir", "")
     if command in ("submit", "doctor"):
         for stage in load_recipe(rest, str(tmp_path / folder) if folder else "").stages:
             if any(word.startswith(f"{stage.name}.") for word in rest):
                 stage.config()
         return
-    if command == "bench" and "=" not in rest[0]:
-        rest = rest[1:]
-    check_values(compose(command, _checked_path(rest) if command == "data" else rest))
+    check_values(compose(command, as_keys(TABLE[command], rest)))
 
 
 COMMANDS = [*{tuple(words): (place, words) for place, words in shown()}.values()]

@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.cluster import ClusterConfig, ContainerConfig, SubmitConfig
-from nemo_tvkd.config.commands import COMMANDS
 from nemo_tvkd.config.compose import choices
 from nemo_tvkd.config.documented import Key, documented, keys, meanings
+from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 
 CHOSEN = ("algorithm", "name")
 """The section that a file of conf/ fills, and the name it gives."""
@@ -92,7 +92,9 @@ def test_the_issues_keys_are_those_of_a_cluster() -> None:
     assert "mounts" in {key.name for key in fields(ContainerConfig)}
 
 
-@pytest.mark.parametrize("kind", [*COMMANDS.values(), *ALGORITHMS.values()], ids=[*COMMANDS, *ALGORITHMS])
+@pytest.mark.parametrize(
+    "kind", [*(COMMANDS[name].schema for name in OWN_KEYS), *ALGORITHMS.values()], ids=[*OWN_KEYS, *ALGORITHMS]
+)
 def test_every_key_has_a_meaning(kind: type) -> None:
     found = [*keys(kind)]
     assert found
@@ -105,7 +107,7 @@ def test_keys_are_those_of_the_configuration() -> None:
     from nemo_tvkd.config.compose import compose, flatten
 
     config = OmegaConf.to_container(compose("score", []))
-    assert {key.name for key in keys(COMMANDS["score"])} == set(flatten(config))
+    assert {key.name for key in keys(COMMANDS["score"].schema)} == set(flatten(config))
 
 
 def test_a_key_in_words() -> None:
@@ -114,7 +116,7 @@ def test_a_key_in_words() -> None:
     assert found["second"] == Key("second", "list of text", "[x,y]", "Two lines.")
     assert found["inner.deep"] == Key("inner.deep", "whole number", "3", "How deep.")
     assert found["last"].kind == "null, or a list"
-    train = {key.name: key for key in keys(COMMANDS["train"])}
+    train = {key.name: key for key in keys(COMMANDS["train"].schema)}
     assert train["trainer.max_steps"].kind == "whole number or null"
     assert (train["optim.lr"].kind, train["optim.lr"].default) == ("number", "5e-07")
     assert (train["optim.betas"].kind, train["optim.betas"].default) == ("list of numbers", "[0.9,0.999]")
@@ -128,7 +130,7 @@ def test_names_that_the_user_chooses_stand_in_capitals() -> None:
 
 
 def test_defaults_are_those_of_the_section_where_it_stands() -> None:
-    bench = {key.name: key.default for key in keys(COMMANDS["bench"])}
+    bench = {key.name: key.default for key in keys(COMMANDS["bench"].schema)}
     assert (bench["trainer.global_batch_size"], bench["bench.teacher.hidden_size"]) == ("4", "384")
 
 
@@ -143,7 +145,7 @@ def test_defaults_are_those_of_the_section_where_it_stands() -> None:
     ],
 )
 def test_what_a_key_admits(key: str, said: str) -> None:
-    assert {each.name: each.admits for each in keys(COMMANDS["train"])}[key] == said
+    assert {each.name: each.admits for each in keys(COMMANDS["train"].schema)}[key] == said
 
 
 def test_the_defaults_of_the_page_are_those_of_the_command(page: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bad_input import Fails, write_rows
 from submit_stand_ins import Mine, Slurm
 
-from nemo_tvkd.__main__ import RUNNERS
+from nemo_tvkd import __main__ as command_line
 from nemo_tvkd.commands import doctor
 from nemo_tvkd.commands.doctor.check import Check
 
@@ -233,8 +233,15 @@ def test_what_doctor_warns_of_is_submitted(mine: Mine, slurm: Slurm, checks: lis
 def run_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The configurations that commands were run with in this process; each answers 85."""
     configs: list[Any] = []
-    for command in RUNNERS:
-        monkeypatch.setitem(RUNNERS, command, lambda config, command=command: configs.append((command, config)) or 85)
+    run = command_line.run
+
+    def recorded(command: str, *arguments: Any, **options: Any) -> Any:
+        if command in ("submit", "doctor"):
+            return run(command, *arguments, **options)
+        configs.append((command, *arguments))
+        return 85
+
+    monkeypatch.setattr(command_line, "run", recorded)
     return configs
 
 

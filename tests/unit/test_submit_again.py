@@ -9,7 +9,7 @@ import pytest
 from bad_input import Fails
 from submit_stand_ins import Mine, Slurm
 
-from nemo_tvkd.__main__ import RUNNERS, main
+from nemo_tvkd.__main__ import main
 from nemo_tvkd.commands import doctor
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
@@ -111,12 +111,12 @@ def test_this_machine_has_no_queue(mine: Mine, slurm: Slurm, fails: Fails) -> No
 def test_a_folder_of_recipes_that_is_none(fails: Fails, tmp_path: Path, command: str, what: str) -> None:
     (tmp_path / "file").touch()
     line = fails(command, "recipe=mine", "cluster=home", "--config-dir", tmp_path / what)
-    assert line.startswith(f"--config-dir {tmp_path / what} is no folder")
+    assert line.startswith(f"--config-dir {tmp_path / what} is not a folder")
 
 
 def test_variables_of_the_jobs_reach_a_stage_run_here(mine: Mine, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[dict[str, str]] = []
-    monkeypatch.setitem(RUNNERS, "score", lambda config: found.append(dict(os.environ)) or 0)
+    monkeypatch.setattr("nemo_tvkd.commands.score.main", lambda config: found.append(dict(os.environ)) or 0)
     monkeypatch.setattr(os, "environ", os.environ.copy())
     mine.cluster["environment"] = {"HF_HOME": "/models", "MINE": "of all"}
     words = mine.words("--here", "judge", "judge.cluster.environment={MINE:its own}")

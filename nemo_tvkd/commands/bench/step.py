@@ -19,7 +19,7 @@ from torch import Tensor
 
 from nemo_tvkd.commands.bench.measure import MIB, StepMemory, Traffic, largest, peak_tflops, synchronize
 from nemo_tvkd.commands.bench.models import architecture, forward_flops, hf_config, random_frozen, random_items
-from nemo_tvkd.config.commands import ALGORITHMS
+from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.data.batch import Batch, next_batch
 from nemo_tvkd.losses import METHODS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
