@@ -59,7 +59,7 @@ def test_where_nothing_can_be_read(name: str, lines: list[bytes], message: str, 
 def test_mistakes_of_the_configuration(tmp_path: Path, fails: Any) -> None:
     path = write(tmp_path / "a.jsonl", [PAIR])
     assert fails("data", "check").startswith("data.train is not set: ")
-    assert fails("data", "look", path).startswith("data look is no command: nemo-tvkd data check ")
+    assert fails("data", "look", path).startswith("data look is not a command: nemo-tvkd data check ")
     assert fails("data", "check", tmp_path / "no.jsonl") == f"data.train: {tmp_path}/no.jsonl does not exist"
     assert fails("data", "check", path, "rows=all") == "rows=all is none of auto, pairs, examples"
     assert fails("data", "check", path, "data.chat_template=llama3").endswith("give tokenizer=MODEL as well")
