@@ -32,7 +32,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     options = config.option
-    chosen = options.keyword or options.markexpr or options.lf or any("::" in word for word in config.args)
+    chosen = (
+        options.keyword
+        or options.markexpr
+        or getattr(options, "lf", False)
+        or any("::" in word for word in config.args)
+    )
     config.stash[WHOLE] = set() if chosen else {item.nodeid.split("::")[0] for item in items}
     if "PYTEST_XDIST_WORKER" in os.environ:
         items.sort(key=lambda item: (*FOLDERS, _folder(item.nodeid)).index(_folder(item.nodeid)))

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ class Command:
         folder: Path | None = None,
         output: Path | None = None,
         errors: Path | None = None,
+        main: Callable[[list[str]], int] | None = None,
     ) -> None:
-        """`output` and `errors`: files for the two streams; temporary ones by default."""
+        """`output` and `errors`: files for the two streams, temporary ones by default; `main`: another program."""
         self.args = [str(word) for word in words]
         self._streams = [str(file or f"{STREAMS.name}/{next(NUMBERS)}") for file in (output, errors)]
         where = str(folder or Path.cwd())
-        self._process = forking().Process(target=_command, args=(self.args, environment, where, self._streams))
+        self._process = forking().Process(target=_command, args=(self.args, environment, where, self._streams, main))
         self._process.start()
         self.pid = self._process.pid
 
@@ -79,7 +80,7 @@ def run_command(
     return subprocess.CompletedProcess(command.args, command.wait(), output, errors)
 
 
-def _command(words: list[str], environment: dict[str, str], folder: str, streams: list[str]) -> Any:
+def _command(words: list[str], environment: dict[str, str], folder: str, streams: list[str], main: Any) -> None:
     os.setsid()
     os.chdir(folder)
     os.environ.clear()
@@ -93,11 +94,11 @@ def _command(words: list[str], environment: dict[str, str], folder: str, streams
 
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # read at its import
 
-    from nemo_tvkd.__main__ import main
+    from nemo_tvkd.__main__ import main as nemo_tvkd
 
     code = 1
     try:
-        code = main(words)
+        code = (main or nemo_tvkd)(words)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

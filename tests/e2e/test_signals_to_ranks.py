@@ -1,4 +1,4 @@
-"""Signals and failures of ranks that a command starts itself, without NeMo: what the parent makes of them."""
+"""Signals and failures of ranks that a command starts itself: what the parent makes of them."""
 
 import os
 import signal
@@ -9,62 +9,24 @@ from pathlib import Path
 
 import psutil
 import pytest
+import rank_program
+from forked_commands import Command
 
 NOTHING = "nemo-tvkd: stopped by a signal, nothing to save; run the same command again to continue"
-
-PROGRAM = """
-import os, signal, sys, time
-from datetime import timedelta
-from nemo_tvkd.runtime import exits, launch
-
-def tell(name):
-    open(f"{sys.argv[2]}-{name}", "w").close()
-
-def entry(case):
-    rank = exits.rank()
-    tell(f"rank-{rank}")
-    if case == "crash" and rank == 1:
-        raise ValueError("the first rank waits in gloo")
-    if case == "mistake" and rank == 0:
-        raise exits.UserError("the second rank waits in gloo")
-    if case == "slow" and rank == 1:  # the first one waits in gloo
-        time.sleep(100)
-    import torch.distributed as dist
-    meeting = os.environ.get(launch.MEETING_POINT, f"file://{sys.argv[2]}-meeting")
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=timedelta(seconds=100))
-    dist.barrier()
-
-def main(case, method):
-    config = launch._launch_config
-
-    def configured(ranks):
-        if case == "early":  # when no rank is there yet to pass it on to
-            os.kill(os.getpid(), signal.SIGUSR1)
-            time.sleep(0.2)
-        made = config(ranks)
-        made.start_method = method
-        return made
-
-    launch._launch_config = configured
-    launch._import_before_fork = lambda: None
-    return launch.run(entry, (case,), 2)
-
-if __name__ == "__main__":
-    sys.exit(exits.guarded(main, sys.argv[1], sys.argv[3]))
-"""
 
 
 class Program:
     def __init__(self, folder: Path, case: str, method: str = "fork") -> None:
-        (folder / "program.py").write_text(PROGRAM)
         self.mark = folder / "mark"
         environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "SLURM_STEP_NUM_TASKS")}
-        self.process = subprocess.Popen(
-            [sys.executable, str(folder / "program.py"), case, str(self.mark), method],
-            env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        environment["OMP_NUM_THREADS"] = "1"
+        words = [case, str(self.mark), method]
+        self.process: Command | subprocess.Popen
+        if method == "fork":
+            self.process = Command(words, environment, main=rank_program.main)
+        else:
+            program = [sys.executable, rank_program.__file__, *words]
+            self.process = subprocess.Popen(program, env=environment, stderr=subprocess.PIPE, text=True)
 
     def wait_for_ranks(self) -> None:
         deadline = time.monotonic() + 60
