@@ -22,7 +22,7 @@ def command_usage(name: str) -> str:
     command = COMMANDS[name]
     parts = [f"nemo-tvkd {name}: {command.what}", f"example: {command.example}", command.notes.rstrip()]
     parts += [options(name), _methods() if name == "train" else "", _keys(name)]
-    return "\n\n".join(part for part in parts if part) + "\n" * (not command.config)
+    return "\n\n".join(part for part in parts if part).rstrip()
 
 
 def options(name: str) -> str:

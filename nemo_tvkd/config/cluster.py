@@ -11,11 +11,13 @@ class ContainerConfig:
     """What the jobs' processes run in."""
 
     runtime: str = key("none", choices=("none", "pyxis", "apptainer", "docker"))
-    """none (the node's own Python) | pyxis (srun --container-image) | apptainer | docker."""
+    """Container that the jobs' processes run in: none (the node's own Python) | pyxis (srun --container-image) |
+    apptainer | docker."""
     image: str = "nvcr.io/nvidia/nemo:25.11"
-    """pyxis: a registry's name or a .sqsh file; apptainer: a .sif file or docker://...; docker: an image."""
+    """Image of the container. pyxis: a registry's name or a .sqsh file; apptainer: a .sif file or docker://...; docker:
+    an image."""
     mounts: list[str] = key([])
-    """HOST:CONTAINER[:ro] each, besides the run folder, which is always there under its own path."""
+    """Folders seen in the container, HOST:CONTAINER[:ro] each. The run folder is always there, under its own path."""
     options: list[str] = key([])
     """Further words for srun (pyxis), `apptainer exec` or `docker run`."""
     install: str = ""
@@ -27,19 +29,19 @@ class ClusterConfig:
     """Where jobs run. STAGE.cluster.KEY=VALUE sets a key for one stage."""
 
     name: str = ""
-    """What tables and reports call the cluster."""
+    """Name of the cluster in tables and reports."""
     account: str = ""
-    """Whose hours they are (sbatch --account); empty: the user's default."""
+    """Account that is charged (sbatch --account); empty: the user's default."""
     partition: str = ""
-    """Where jobs queue (sbatch --partition); empty: the site's default."""
+    """Partition of the jobs (sbatch --partition); empty: the site's default."""
     qos: str = ""
     """Quality of service (sbatch --qos); empty: the site's default."""
     node_type: str = "8x80gb"
-    """Which of the recipe's layouts fits these nodes: 8x80gb | 4x64gb."""
+    """Layout of the recipe that fits these nodes: 8x80gb | 4x64gb."""
     nodes: int | None = key(None, above=0)
-    """Nodes of every stage that computes; null: what the recipe's layout says."""
+    """Nodes of every stage that computes; null: as the recipe's layout says."""
     gpus_per_node: int = key(8, at_least=0)
-    """0: nodes without GPUs, whose ranks compute on the CPU."""
+    """GPUs of a node; 0: ranks compute on the CPU."""
     ranks_per_node: int | None = key(None, above=0)
     """Processes on a node; null: one for each GPU."""
     cpus_per_rank: int | None = key(None, above=0)
@@ -47,37 +49,37 @@ class ClusterConfig:
     memory: str = "0"
     """Main memory of a node (sbatch --mem), for example 200G; 0: all of it; empty: the site's default."""
     gpu_memory_gib: float = key(80.0, above=0)
-    """Memory of one GPU, which `doctor` compares its estimate with."""
+    """Memory of one GPU in GiB, which `doctor` compares with its estimate."""
     gpu_tflops: float = key(989.0, above=0)
-    """Dense bf16 peak of one GPU, for the hours that `doctor` estimates (H100 SXM: 989, A100: 312)."""
+    """Peak of one GPU in dense bf16 TFLOP/s, for the hours that `doctor` estimates (H100 SXM: 989, A100: 312)."""
     time: str = "24:00:00"
-    """Longest time limit of a job, as Slurm writes it; a stage that needs longer goes on in the next one."""
+    """Longest time limit of a job, as Slurm writes it; a stage that needs longer continues in another job."""
     signal_seconds: int = key(300, above=0)
-    """How long before the time limit a job is told to save and leave."""
+    """Seconds before the time limit at which a job gets the signal to save and stop."""
     max_restarts: int = key(20, at_least=0)
-    """How often a stage may go on in another job after such a stop."""
+    """Number of times a stage may continue in another job after such a stop."""
     max_failures: int = key(2, at_least=0)
-    """How often a stage is started again after a crash; a user's mistake (exit code 2) never is."""
+    """Number of times a stage is started again after a crash; a user's mistake (exit code 2) never restarts it."""
     exclusive: bool = True
-    """Whole nodes."""
+    """Request whole nodes (sbatch --exclusive)."""
     gpu_directive: str = key("gpus-per-node", choices=("gpus-per-node", "gres", "none"))
-    """How this site wants GPUs asked for: gpus-per-node | gres | none."""
+    """Option of sbatch by which this site requests GPUs: gpus-per-node | gres | none."""
     modules: list[str] = key([])
-    """Loaded with `module load` on the node."""
+    """Environment modules to load on the node (module load)."""
     environment: dict[str, str] = key({})
-    """Variables of the jobs' processes, also inside a container."""
+    """Environment variables of the jobs' processes, also inside a container."""
     setup: list[str] = key([])
-    """Shell lines of the batch script before anything runs (activate an environment, say)."""
+    """Shell lines of the batch script before anything runs, for example to activate an environment."""
     sbatch_lines: list[str] = key([])
     """Further options of sbatch, each as behind #SBATCH."""
     srun_options: list[str] = key([])
     """Further options of every srun, for example --mpi=pmix."""
     offline: bool = True
-    """Tell Hugging Face's libraries that there is no network: models and data are on disk already."""
+    """Whether Hugging Face's libraries run without a network; models and data must be on disk already."""
     preflight: bool = False
-    """Before a stage of several ranks, try its nodes: `nemo-tvkd doctor` on every rank, with an all-reduce."""
+    """Whether a stage of several ranks first checks its nodes: `nemo-tvkd doctor` on every rank, with an all-reduce."""
     python: str = "python"
-    """The interpreter with nemo_tvkd, on the node or in the container."""
+    """Python interpreter with nemo_tvkd, on the node or in the container."""
     container: ContainerConfig = key(ContainerConfig)
 
 
@@ -92,11 +94,11 @@ class ModelConfig:
     architecture: str = ""
     """Name of a file in conf/model, for estimates where the model is not on disk, and for recipe_scale=tiny."""
     chat_template: str = "auto"
-    """As data.chat_template: base models have none."""
+    """Chat template, by the values of data.chat_template; base models have none of their own."""
     end_token: str = ""
-    """As data.end_token."""
+    """Token that ends a response; the tokenizer's own when empty."""
     pad_token: str = ""
-    """As data.pad_token."""
+    """Padding token that checkpoints name; the tokenizer's own when empty."""
 
 
 @dataclass
@@ -104,9 +106,9 @@ class DatasetConfig:
     """Pairs or conversations: paths or hub ids, as data.train and data.validation."""
 
     train: Any = ""
-    """As data.train."""
+    """Training data: paths or hub ids, given as in data.train."""
     validation: Any = ""
-    """As data.validation."""
+    """Validation data: paths or hub ids, given as in data.train."""
 
 
 @dataclass
@@ -116,15 +118,15 @@ class LayoutConfig:
     nodes: int = 1
     """Nodes of the stage's job."""
     tensor_model_parallel_size: int = 1
-    """As parallel.tensor_model_parallel_size."""
+    """Ranks that each layer is split over (TP)."""
     pipeline_model_parallel_size: int = 1
-    """As parallel.pipeline_model_parallel_size."""
+    """Ranks that the layers are distributed over (PP)."""
     sequence_parallel: bool = False
-    """As parallel.sequence_parallel."""
+    """Whether activations between tensor-parallel layers are split over tokens."""
     micro_batch_size: int = 1
-    """Pairs (for sft: examples) per forward pass and model replica."""
+    """Pairs per forward pass and model replica (examples for algorithm=sft)."""
     recompute: bool = False
-    """As trainer.recompute."""
+    """Whether activations are computed again in the backward pass."""
 
 
 @dataclass
@@ -132,15 +134,15 @@ class StageConfig:
     """One job of a chain."""
 
     command: str = "train"
-    """train | score | export-hf | evaluate | benchmark."""
+    """Command of the stage: train | score | export-hf | evaluate | benchmark."""
     after: list[str] = key([])
     """Stages whose output it reads."""
     models: dict[str, str] = key({})
-    """Configuration key of a model -> which of recipe.models it is, or was before earlier stages trained it."""
+    """Configuration key of a model -> the model of recipe.models that it is, or that earlier stages trained it from."""
     settings: dict[str, Any] = key({})
-    """The command's keys, dotted, with their values; a value @NAME is the output of the stage NAME."""
+    """Dotted keys of the command with their values; a value @NAME is the output of the stage NAME."""
     time: str = ""
-    """Time limit where it is less than the cluster's."""
+    """Time limit of the stage where it is less than the cluster's."""
 
 
 @dataclass
@@ -148,15 +150,15 @@ class RecipeConfig:
     """A chain of stages from pretrained models to an evaluated student."""
 
     name: str = ""
-    """What jobs, the run folder and reports are called after."""
+    """Name of the recipe, used for jobs, the run folder and reports."""
     models: dict[str, ModelConfig] = key({})
     """Pretrained models by their part (teacher, oracle, student)."""
     dataset: str = ""
-    """Which of recipe.datasets the preference pairs are."""
+    """Name of the preference pairs in recipe.datasets."""
     datasets: dict[str, DatasetConfig] = key({})
-    """Preference pairs by name; `sft`: conversations."""
+    """Preference pairs by name; `sft` names conversations."""
     stages: dict[str, StageConfig] = key({})
-    """Jobs by name."""
+    """Jobs of the chain by name."""
     layouts: dict[str, dict[str, LayoutConfig]] = key({})
     """Node type -> stage -> layout."""
 
@@ -168,6 +170,7 @@ class SubmitConfig:
     recipe: RecipeConfig = key(RecipeConfig)
     cluster: ClusterConfig = key(ClusterConfig)
     recipe_scale: str = key("full", choices=("full", "tiny"))
-    """full | tiny (a rehearsal: random models of the same families in tiny sizes, a few steps of every stage)."""
+    """Size of the run: full | tiny (a rehearsal: random models of the same families in tiny sizes, a few steps of every
+    stage)."""
     run_dir: str = "runs/${recipe.name}"
-    """Folder of the chain: scripts, logs and the stages' outputs; on a file system that all nodes see."""
+    """Folder of the chain: scripts, logs and the stages' outputs, on a file system that all nodes see."""

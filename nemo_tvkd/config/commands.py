@@ -32,6 +32,7 @@ class TrainConfig:
     """`nemo-tvkd train`."""
 
     algorithm: Any = key({})
+    """Method with its keys, chosen by algorithm=NAME."""
     student: StudentConfig = key(StudentConfig)
     teacher: TeacherConfig = key(TeacherConfig)
     reference: FrozenConfig = key(FrozenConfig)
@@ -46,25 +47,26 @@ class TrainConfig:
 @dataclass
 class ScoringConfig:
     model: str = ""
-    """The frozen model: as student.path."""
+    """Frozen model: Hugging Face directory or hub id, NeMo checkpoint, or output directory of a run."""
     tokenizer: str = ""
     """Tokenizer directory or .model file; the model's own when empty."""
     what: list[str] = key(["value"], choices=SCORABLE)
-    """value | logprob | reward (of a model with a reward head), one or several."""
+    """Numbers to store, one or several: value | logprob | reward (of a model with a reward head)."""
     value_kind: Any = key("soft_value", choices=VALUE_KINDS, one_or_more=True)
-    """As algorithm.shaping.value, or a list: every kind asked for, soft_value at every temperature asked for."""
+    """Kind of value V, one or a list; soft_value is stored at every temperature."""
     temperature: Any = key(0.01, above=0, one_or_more=True)
-    """tau of the soft value, or a list: the student's algorithm.beta unless algorithm.shaping.temperature is set."""
+    """Temperature tau of the soft value, one or a list: the student's algorithm.beta unless
+    algorithm.shaping.temperature is set."""
     value_storage: str = key("all", choices=STORAGE)
-    """all | ends (V(s_1) and V(s_{T+1}): enough for gamma = 1 and form=potential_difference)."""
+    """Values to keep: all | ends (V(s_1) and V(s_{T+1}): enough for gamma = 1 and form=potential_difference)."""
     output: str = ""
-    """Directory of the score store; the same command finishes one that was interrupted."""
+    """Directory of the score store; the same command finishes an interrupted one."""
     micro_batch_size: int = key(8, above=0)
     """Pairs per forward pass and model replica."""
     precision: str = key("bf16", choices=("bf16", "fp32"))
-    """bf16 | fp32."""
+    """Number format of the computation: bf16 | fp32."""
     part_size: int = key(1024, above=0)
-    """Pairs per Parquet shard: what a killed job loses at most, for each replica."""
+    """Pairs per Parquet shard, which is the most that a killed job loses for each replica."""
 
 
 @dataclass
@@ -81,37 +83,38 @@ class EvaluateConfig:
     """`nemo-tvkd evaluate`."""
 
     checkpoint: Any = ""
-    """Hugging Face directory or hub id, NeMo checkpoint, or a run's output directory; a list of several is compared
-    with its first."""
+    """Hugging Face directory or hub id, NeMo checkpoint, or output directory of a run. Several in a list are compared
+    with the first."""
     tokenizer: str = ""
     """Tokenizer directory or .model file; the checkpoint's own when empty."""
     reference: str = ""
-    """Checkpoint whose log-probabilities rewards are measured against; none: reward = beta log pi."""
+    """Checkpoint whose log-probabilities rewards are measured against; empty: reward = beta log pi."""
     beta: float = key(0.1, above=0)
-    """Of rewards, beta (log pi - log ref), and tau of the soft value where shaping.temperature is null."""
+    """Factor of the rewards beta (log pi - log ref), and temperature tau of the soft value where shaping.temperature is
+    null."""
     oracle: RewardSource = key(RewardSource)
-    """Whose |reward difference| is a preference's strength: a model, a score store, or else the data's columns."""
+    """Source of |reward difference|, a preference's strength: a model, a score store, or else the data's columns."""
     teacher: TeacherSource = key(TeacherSource)
-    """Whose shaping (by the keys of `shaping`) the rewards are compared with."""
+    """Model whose shaping (by the keys of `shaping`) the rewards are compared with."""
     shaping: ShapingConfig = key(ShapingConfig)
     strength_bins: int = key(4, above=0)
-    """Parts of equal size that pairs are reported in, by the strength of their preference."""
+    """Number of bins of equal size that pairs are reported in, by the strength of their preference."""
     calibration_bins: int = key(10, above=0)
-    """Parts of equal size that pairs are reported in, by the margin's own confidence sigmoid(|margin|)."""
+    """Number of bins of equal size that pairs are reported in, by the margin's own confidence sigmoid(|margin|)."""
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
     resamples: int = key(2000, at_least=0)
-    """Of the pairs, for the bootstrap; 0: no intervals."""
+    """Bootstrap resamples of the pairs; 0: no intervals."""
     seed: int = key(0, at_least=0)
-    """Of the bootstrap."""
+    """Random seed of the bootstrap."""
     output: str = ""
     """JSON file to write; the table is printed either way."""
     pairs_output: str = ""
-    """JSONL file to write: each pair's numbers."""
+    """JSONL file to write with the numbers of each pair."""
     micro_batch_size: int = key(8, above=0)
     """Pairs per forward pass and model replica."""
     precision: str = key("bf16", choices=("bf16", "fp32"))
-    """bf16 | fp32."""
+    """Number format of the computation: bf16 | fp32."""
     data: DataConfig = key(DataConfig)
     parallel: ParallelConfig = key(ParallelConfig)
 
@@ -121,28 +124,31 @@ class InspectConfig:
     """`nemo-tvkd inspect`."""
 
     checkpoint: str = ""
-    """The model whose values, shaping and log-probabilities are shown (the teacher, mostly): as student.path."""
+    """Model whose values, shaping and log-probabilities are shown, mostly the teacher: Hugging Face directory or hub
+    id, NeMo checkpoint, or output directory of a run."""
     tokenizer: str = ""
     """Tokenizer directory or .model file; the checkpoint's own when empty."""
     reference: str = ""
-    """Another checkpoint, whose log-probabilities are taken from the checkpoint's."""
+    """Checkpoint whose log-probabilities are subtracted from the model's."""
     reward_model: str = ""
-    """A model with a reward head, read at every token; the checkpoint's own head when empty."""
+    """Model with a reward head, read at every token; the checkpoint's own head when empty."""
     beta: float = key(0.01, above=0)
-    """tau of the soft value when shaping.temperature is null, and of the implicit reward beta (log pi - log ref)."""
+    """Temperature tau of the soft value where shaping.temperature is null, and factor of the implicit reward beta (log
+    pi - log ref)."""
     shaping: ShapingConfig = key(ShapingConfig)
     pairs: list[int] = key([])
-    """Which pairs to show, by number from 1; else as `order` and `limit` say."""
+    """Numbers of the pairs to show, from 1; empty: `order` and `limit` choose them."""
     order: str = key("file", choices=("file", "margin", "disagreement"))
-    """file | margin (the greatest |shaping margin| first) | disagreement (the teacher's worst first)."""
+    """Order of the pairs: file | margin (the greatest |shaping margin| first) | disagreement (the teacher's worst
+    first)."""
     limit: int = key(20, above=0)
-    """How many pairs to show at most."""
+    """Largest number of pairs to show."""
     output: str = "inspect.html"
-    """The page to write; it needs nothing else."""
+    """HTML page to write; it needs no other file."""
     micro_batch_size: int = key(8, above=0)
     """Pairs per forward pass and model replica."""
     precision: str = key("bf16", choices=("bf16", "fp32"))
-    """bf16 | fp32."""
+    """Number format of the computation: bf16 | fp32."""
     data: DataConfig = key(DataConfig)
     parallel: ParallelConfig = key(ParallelConfig)
 
@@ -154,11 +160,12 @@ class DataCheckConfig:
     data: ExampleDataConfig = key(ExampleDataConfig)
     """data.train is PATH."""
     rows: str = key("auto", choices=("auto", "pairs", "examples"))
-    """auto (pairs where there is one among the first rows) | pairs | examples."""
+    """Kind of rows: auto (pairs where there is one among the first rows) | pairs | examples."""
     tokenizer: str = ""
-    """Tokenizer directory, .model file or checkpoint; without it lengths are in characters, and examples are text."""
+    """Tokenizer directory or .model file or checkpoint. Without one, lengths are in characters and examples are
+    text."""
     examples: int = key(3, at_least=0)
-    """How many rows to show."""
+    """Number of rows to show."""
     output: str = ""
     """JSON file to write; the tables are printed either way."""
 
@@ -170,7 +177,7 @@ class ImportConfig:
     source: str = ""
     """Hugging Face directory or hub id."""
     output: str = ""
-    """Directory to make."""
+    """Directory to create."""
     tokenizer: str = ""
     """Tokenizer to keep in the checkpoint instead of the source's own."""
 
@@ -180,11 +187,12 @@ class ExportConfig:
     """`nemo-tvkd export-hf`."""
 
     checkpoint: str = ""
-    """NeMo checkpoint, or a run's output directory (its newest checkpoint)."""
+    """NeMo checkpoint, or output directory of a run (its newest checkpoint)."""
     output: str = ""
-    """Directory to make."""
+    """Directory to create."""
     kind: str = key("auto", choices=CHECKPOINT_KINDS)
-    """causal_lm | reward_model (a sequence-classification model with one label) | auto (what the checkpoint is)."""
+    """Kind of model to write: causal_lm | reward_model (a sequence-classification model with one label) | auto (as the
+    checkpoint is)."""
 
 
 @dataclass
@@ -192,11 +200,11 @@ class SizeConfig:
     """A Llama with random weights."""
 
     hidden_size: int = 256
-    """Width."""
+    """Width of the model."""
     num_layers: int = 4
-    """Depth."""
+    """Number of layers."""
     num_heads: int = 4
-    """Attention heads; divides hidden_size."""
+    """Attention heads; a divisor of hidden_size."""
     vocab_size: int = 32000
     """Rows of the embedding."""
 
@@ -204,31 +212,31 @@ class SizeConfig:
 @dataclass
 class MeasuringConfig:
     part: str = key("", suggested=("vocab", "score", "step"))
-    """vocab | score | step; the word after `bench`."""
+    """Part to measure, the word after `bench`: vocab | score | step."""
     output: str = ""
     """JSON file to write; the table is printed either way."""
     repeats: int = key(9, above=0)
-    """Timed rounds, of which medians are taken."""
+    """Timed rounds, of which the median is reported."""
     tokens: int = key(0, at_least=0)
-    """vocab: rows of logits; 0: 8192 on a GPU, 512 on a CPU."""
+    """Rows of logits (vocab); 0: 8192 on a GPU, 512 on a CPU."""
     vocab_sizes: Any = key([32000, 128256], above=0, one_or_more=True)
-    """vocab: columns of logits over all tensor-parallel ranks; one or a list."""
+    """Columns of logits over all tensor-parallel ranks (vocab), one or a list."""
     hidden_size: int = key(2048, above=0)
-    """vocab: of the hidden states that the output layer reads."""
+    """Width of the hidden states that the output layer reads (vocab)."""
     prompt_length: int = key(64, above=0)
-    """score, step: tokens of every prompt."""
+    """Tokens of every prompt (score, step)."""
     response_length: int = key(64, above=0)
-    """score, step: tokens of every response."""
+    """Tokens of every response (score, step)."""
     pairs: int = key(32, above=0)
-    """score: pairs of the smallest run."""
+    """Pairs of the smallest run (score)."""
     growth: Any = key([1, 2, 4, 8], above=0, one_or_more=True)
-    """score: multiples of it; one or a list."""
+    """Multiples of `pairs` to measure (score), one or a list."""
     full_logits: bool = True
-    """step: also make the step through full fp32 logits, as other tools do."""
+    """Whether the step is also measured with full fp32 logits, as other tools compute it (step)."""
     student: SizeConfig = key(SizeConfig)
     """The architecture where student.path is empty; with a path, its config.json's. Weights are random either way."""
     teacher: SizeConfig = key(SizeConfig(hidden_size=384, num_layers=6, num_heads=6))
-    """As student: of teacher.path, and of score.model."""
+    """The same for teacher.path and score.model."""
 
 
 @dataclass

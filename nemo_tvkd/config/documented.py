@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import itertools
 import json
 import textwrap
 import typing
@@ -10,7 +11,7 @@ from dataclasses import MISSING, dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any
 
-from nemo_tvkd.keys import values_of
+from nemo_tvkd.keys import Values, values_of
 
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null", dict: "mapping"}
 
@@ -41,7 +42,7 @@ def documented(config: Any, kind: type) -> str:
 
 def keys(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[Key]:
     """Every key of the dataclass `kind` and of the sections in it, in their order."""
-    said = meanings(kind)
+    texts = meanings(kind)
     for field in fields(kind):
         value = getattr(defaults, field.name) if defaults is not None else _default(field)
         name, section = f"{prefix}{field.name}", field.type
@@ -54,7 +55,7 @@ def keys(kind: type, prefix: str = "", defaults: Any = None) -> Iterator[Key]:
             yield from keys(section, f"{name}.", value)
         else:
             admits = values_of(field).in_words()
-            yield Key(name, _in_words(field.type, value), _as_typed(value), said.get(field.name, ""), admits)
+            yield Key(name, _in_words(field.type, value), _as_typed(value), texts.get(field.name, ""), admits)
 
 
 def _placeholder(field: str, name: str) -> str:
@@ -91,41 +92,43 @@ def _as_typed(value: Any) -> str:
 
 def meanings(kind: type) -> dict[str, str]:
     """Field name -> docstring, of a dataclass and those it derives from."""
-    found: dict[str, str] = {}
-    for part in reversed(kind.__mro__):
-        if not is_dataclass(part):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+    texts: dict[str, str] = {}
+    for part in filter(is_dataclass, reversed(kind.__mro__)):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(part))).body
         assert isinstance(body, ast.ClassDef)
-        for key, text in zip(body.body, body.body[1:], strict=False):
-            said = _text(text)
-            if said and isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
-                found[key.target.id] = said
-    return found
-
-
-def _text(node: ast.stmt) -> str:
-    """What a statement says that is a string alone."""
-    value = node.value.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else ""
-    return " ".join(value.split()) if isinstance(value, str) else ""
+        for key, text in itertools.pairwise(body.body):
+            if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name) and isinstance(text, ast.Expr):
+                texts[key.target.id] = " ".join(str(ast.literal_eval(text.value)).split())
+    return texts
 
 
 def _lines(config: Any, kind: type, indent: str) -> Iterator[str]:
     from omegaconf import OmegaConf
 
-    said = meanings(kind)
-    written_values = OmegaConf.to_container(config, resolve=False)  # a default may be made of another key
-    assert isinstance(written_values, dict)
+    texts = meanings(kind)
+    written = OmegaConf.to_container(config, resolve=False)  # a default may be made of another key
+    assert isinstance(written, dict)
     for field in fields(kind):
-        value = written_values[field.name]
-        if isinstance(field.type, type) and is_dataclass(field.type):
+        section = OmegaConf.get_type(config, field.name)
+        if isinstance(section, type) and is_dataclass(section):
             yield f"{indent}{field.name}:"
-            yield from _lines(OmegaConf.create(value), field.type, indent + "  ")
+            yield from _lines(config[field.name], section, indent + "  ")
             continue
-        written = OmegaConf.to_yaml(OmegaConf.create({field.name: value})).splitlines()
-        comment = said.get(field.name, "")
-        if comment and len(written[0]) + len(indent) + len(comment) > 110:
-            yield from textwrap.wrap(comment, 110, initial_indent=f"{indent}# ", subsequent_indent=f"{indent}# ")
+        lines = OmegaConf.to_yaml(OmegaConf.create({field.name: written[field.name]})).splitlines()
+        comment = _with_values(texts.get(field.name, ""), values_of(field))
+        if comment and len(lines[0]) + len(indent) + len(comment) > 110:
+            start = f"{indent}# "
+            yield from textwrap.wrap(
+                comment, 110, initial_indent=start, subsequent_indent=start, break_on_hyphens=False
+            )
             comment = ""
-        yield f"{indent}{written[0]}" + (f"  # {comment}" if comment else "")
-        yield from (indent + line for line in written[1:])
+        yield f"{indent}{lines[0]}" + (f"  # {comment}" if comment else "")
+        yield from (indent + line for line in lines[1:])
+
+
+def _with_values(text: str, values: Values) -> str:
+    """A key's text with its choices or bounds, unless it names all of them."""
+    words = values.in_words()
+    if not words or (values.choices and all(choice in text for choice in values.choices)):
+        return text
+    return f"{text} {words[0].upper()}{words[1:]}.".strip()

@@ -102,6 +102,21 @@ def test_every_key_has_a_meaning(kind: type) -> None:
     assert len({key.name for key in found}) == len(found)
 
 
+OF_METHODS = ("algorithm.", "shaping.")
+"""Keys whose texts stand with the methods."""
+
+
+@pytest.mark.parametrize("name", OWN_KEYS)
+def test_a_text_stands_alone(name: str) -> None:
+    for key in keys(COMMANDS[name].schema):
+        if key.name.startswith(OF_METHODS):
+            continue
+        text = key.meaning
+        assert text[:1].isupper() or text.startswith("`"), f"{key.name}: {text}"
+        assert text.endswith("."), f"{key.name}: {text}"
+        assert text.split()[0] not in ("Of", "As", "Whose", "What", "Which", "How"), f"{key.name}: {text}"
+
+
 def test_keys_are_those_of_the_configuration() -> None:
     """Every leaf of the composed configuration, and no other."""
     from nemo_tvkd.config.compose import compose, flatten
@@ -146,6 +161,16 @@ def test_defaults_are_those_of_the_section_where_it_stands() -> None:
 )
 def test_what_a_key_admits(key: str, said: str) -> None:
     assert {each.name: each.admits for each in keys(COMMANDS["train"].schema)}[key] == said
+
+
+def test_bounds_and_choices_stand_behind_the_text(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    flat = " ".join(capsys.readouterr().out.replace("\n", " ").replace("#", " ").split())
+    assert "Highest learning rate." in flat
+    assert "needs another (2e-5). 0 or more. lr: 5.0e-07" in flat
+    assert "of the steps in which the learning rate rises from 0. From 0 to 1." in flat
+    assert "constant | linear | cosine. weight_decay" in flat  # the text names them
+    assert "alpha: 0.7 Weight of the teacher's shaping" in flat  # the method's keys have their texts, too
 
 
 def test_the_defaults_of_the_page_are_those_of_the_command(page: str) -> None:
