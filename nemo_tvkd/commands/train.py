@@ -1,11 +1,8 @@
 """`nemo-tvkd train`: any method, as a NeMo training run."""
 
-import errno
-import fcntl
 import json
 import os
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +13,7 @@ from nemo_tvkd.config.paths import PATH_KEYS, absolute
 from nemo_tvkd.data.noise import record
 from nemo_tvkd.data.readings import tokens_of
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.files import write_whole
+from nemo_tvkd.files import take_lock, write_whole
 from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
 from nemo_tvkd.losses.tvkd import ends_suffice
 from nemo_tvkd.prepare.needs import option, provides, teacher_value
@@ -107,23 +104,19 @@ def _write_finished(directory: Path, step: int) -> None:
     write_whole(directory / FINISHED, json.dumps({"step": step}) + "\n")
 
 
-def _lock(lock: IO[str], directory: Path) -> None:
-    """Take the lock; in a job that Slurm has started again a dead node may hold it for a while."""
+def _lock(directory: Path) -> IO[str]:
+    """Take the lock of the run's folder; in a job that Slurm has restarted a dead node may hold it for a while."""
     restarted = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
-    end = time.monotonic() + (LOCK_SECONDS if restarted else 0)
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError as error:
-            if time.monotonic() < end:
-                time.sleep(1)
-            elif restarted:  # no mistake: the job may be started again
-                raise RuntimeError(f"{directory} is still locked after {LOCK_SECONDS} s") from error
-            else:
-                raise UserError(
-                    f"trainer.output_dir: another run is writing to {directory}; choose another directory"
-                ) from error
+    try:
+        return take_lock(directory / ".lock", LOCK_SECONDS if restarted else 0)
+    except TimeoutError as error:
+        if restarted:  # not the user's mistake: the job may be restarted again
+            raise RuntimeError(f"{directory} is still locked after {LOCK_SECONDS} s") from error
+        raise UserError(
+            f"trainer.output_dir: another run is writing to {directory}; choose another directory"
+        ) from error
+    except OSError as error:
+        raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
 
 
 LOCK_SECONDS = 300
@@ -135,12 +128,9 @@ def _take(config: Any, prepared: Prepared, directory: Path) -> Path | None:
     """Claim the output directory for this run; what it resumes from."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = open(directory / ".lock", "w")  # noqa: SIM115 (held for the length of the run)
-        _lock(lock, directory)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):  # a file system without locks
-            raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
-    _LOCKS[directory] = lock
+        raise UserError(f"trainer.output_dir: cannot write to {directory}: {error.strerror}") from error
+    _LOCKS[directory] = _lock(directory)
     _save_config(config, directory)
     (directory / FINISHED).unlink(missing_ok=True)  # a longer run goes on
     noise = directory / "label_noise.json"

@@ -6,6 +6,7 @@ template, generation config) is kept verbatim beside them, in `context/hf`, beca
 
 import copy
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from lightning.fabric.plugins.environments import LightningEnvironment
 from megatron.core.transformer.module import MegatronModule
 from nemo import lightning as nl
@@ -43,6 +43,7 @@ from nemo_tvkd.checkpoints.side_files import (
 )
 from nemo_tvkd.data.tokenizer import Dialogue
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import take_lock
 from nemo_tvkd.models.architecture import CausalLMConfig, model_config
 from nemo_tvkd.models.frozen import load_weights
 from nemo_tvkd.models.policy import PolicyModel
@@ -277,7 +278,7 @@ def _imported(checkpoint: Checkpoint, key: str, tokenizer: str) -> Checkpoint:
         digest.update(side_fingerprint(Path(tokenizer)).encode())
     output = import_folder() / f"{checkpoint.path.resolve().name}-{digest.hexdigest()[:12]}"
     output.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{output}.lock"):
+    with take_lock(Path(f"{output}.lock"), math.inf):
         if not output.exists():
             try:
                 _import_in_subprocess(checkpoint, output, tokenizer)

@@ -26,9 +26,7 @@ def held(tmp_path: Path) -> Iterator[IO[str]]:
 
 
 def take(folder: Path) -> IO[str]:
-    lock = open(folder / ".lock", "w")  # noqa: SIM115 (closing it would release it)
-    train._lock(lock, folder)
-    return lock
+    return train._lock(folder)
 
 
 def started(monkeypatch: pytest.MonkeyPatch, restarts: str | None) -> None:
@@ -63,7 +61,7 @@ def test_a_free_directory_is_taken_at_once(
 def test_a_second_run_is_a_mistake(tmp_path: Path, restarts: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, restarts)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
-    with pytest.raises(UserError, match=f"trainer.output_dir: another run is writing to {tmp_path}"):
+    with pytest.raises(UserError, match=rf"trainer\.output_dir: .*{tmp_path}"):
         take(tmp_path)
 
 
