@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +89,13 @@ def key(default: Any, **values: Any) -> Any:
 def values_of(field: "dataclasses.Field[Any]") -> Values:
     """The values that the key of a dataclass field takes."""
     return field.metadata.get(Values, Values())
+
+
+def leaves(kind: Any, prefix: str = "") -> "Iterator[tuple[str, dataclasses.Field[Any]]]":
+    """Dotted name and field of every key of a dataclass and of the sections in it."""
+    for field in dataclasses.fields(kind):
+        name = f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(field.type):
+            yield from leaves(field.type, f"{name}.")
+        else:
+            yield name, field

@@ -15,8 +15,8 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 def on_page_content(content: str, **context: Any) -> str:
     """mkdocs' event: the equations that pymdownx.arithmatex marked, `$...$` and `$$...$$`."""
 
-    def mathml(found: re.Match[str]) -> str:
-        element, tex = found[1], html.unescape(found[2]).strip()
+    def mathml(match: re.Match[str]) -> str:
+        element, tex = match[1], html.unescape(match[2]).strip()
         made = convert(tex, display="block" if element == "div" else "inline")
         made = FUNCTION.sub(r'\1<mspace width="0.17em" />', made)
         return f'<{element} class="arithmatex">{made}</{element}>'

@@ -40,8 +40,8 @@ def modules() -> str:
     for folder in [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]:
         rows = []
         for file in sorted(folder.glob("*.py")):
-            said = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-            first = " ".join(said.split("\n\n")[0].split()).replace("|", "\\|")
+            text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+            first = " ".join(text.split("\n\n")[0].split()).replace("|", "\\|")
             rows.append(f"| `{file.name}` | {first} |\n")
         name = folder.relative_to(REPOSITORY).as_posix()
         parts.append(f"### {name}/\n\n| file | what |\n|---|---|\n{''.join(rows)}")
@@ -69,10 +69,10 @@ def algorithms() -> str:
     )
     parts = [head]
     for name, kind in ALGORITHMS.items():
-        said = " ".join((kind.__doc__ or "").split())
+        source = " ".join((kind.__doc__ or "").split())
         entries = [key for key in keys(kind, "algorithm.") if key.name != "algorithm.name"]
         shown = "".join(entry(key, f"{name}.") for key in entries) or "It has no keys of its own.\n"
-        parts.append(f"## algorithm={name}\n\n{said}\n\n{shown}")
+        parts.append(f"## algorithm={name}\n\n{source}\n\n{shown}")
     return "\n".join(parts)
 
 
@@ -86,8 +86,8 @@ def command_page(command: str) -> str:
     if command == "submit":
         known = {group: ", ".join(f"`{name}`" for name in choices(group)) for group in ("recipe", "cluster")}
         parts += [f"`{group}=` one of {names}.\n" for group, names in known.items()]
-    found = [key for key in keys(kind) if key.name != "algorithm"]
-    for section, members in groupby(found, lambda key: key.name.partition(".")[0] if "." in key.name else NO_PREFIX):
+    listed = [key for key in keys(kind) if key.name != "algorithm"]
+    for section, members in groupby(listed, lambda key: key.name.partition(".")[0] if "." in key.name else NO_PREFIX):
         heading = "The command's own" if section == NO_PREFIX else section
         parts.append(f"## {heading} {{ #{section} }}\n\n" + "".join(map(entry, members)))
     return "\n".join(parts)

@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from nemo_tvkd.config.compose import GROUPS, OPEN, TRAINING, choices
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import package_folder
-from nemo_tvkd.keys import values_of
+from nemo_tvkd.keys import leaves, values_of
 
 SHELLS = {
     "bash": 'eval "$(nemo-tvkd completion bash)"    # in ~/.bashrc',
@@ -101,9 +100,9 @@ def _keys(name: str, typed: Sequence[str]) -> dict[str, tuple[Any, Sequence[str]
     keys: dict[str, tuple[Any, Sequence[str]]] = {}
     for group in GROUPS.get(name, ()):
         keys[group] = (str, list(ALGORITHMS) if group == "algorithm" else choices(group, _after("--config-dir", typed)))
-    keys = _leaves(COMMANDS[name].schema) | keys
+    keys = _typed(COMMANDS[name].schema) | keys
     if name in TRAINING:
-        keys |= _leaves(ALGORITHMS.get(_chosen("algorithm", typed), ALGORITHMS["tvkd"]), "algorithm.")
+        keys |= _typed(ALGORITHMS.get(_chosen("algorithm", typed), ALGORITHMS["tvkd"]), "algorithm.")
         del keys["algorithm.name"]
     if name == "submit":
         keys = {key: kind for key, kind in keys.items() if not key.startswith("recipe.") and key != OPEN[:-1]}
@@ -117,17 +116,10 @@ def _keys(name: str, typed: Sequence[str]) -> dict[str, tuple[Any, Sequence[str]
     return keys
 
 
-def _leaves(kind: Any, prefix: str = "") -> dict[str, tuple[Any, Sequence[str]]]:
-    leaves: dict[str, tuple[Any, Sequence[str]]] = {}
-    for field in fields(kind):
-        name = f"{prefix}{field.name}"
-        leaves |= _leaves(field.type, f"{name}.") if is_dataclass(field.type) else {name: _takes(field)}
-    return leaves
-
-
-def _takes(field: "Field[Any]") -> tuple[Any, Sequence[str]]:
-    values = values_of(field)
-    return field.type, ("true", "false") if field.type is bool else values.choices or values.suggested
+def _typed(kind: Any, prefix: str = "") -> dict[str, tuple[Any, Sequence[str]]]:
+    keys = {name: (field.type, values_of(field)) for name, field in leaves(kind, prefix)}
+    flags = ("true", "false")
+    return {key: (kind, flags if kind is bool else v.choices or v.suggested) for key, (kind, v) in keys.items()}
 
 
 def _chosen(key: str, typed: Sequence[str]) -> str:

@@ -33,22 +33,22 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
     """
     from omegaconf import OmegaConf
 
+    typed = _parsed(overrides)
+    groups = [f"{key}={value}" for key, value in typed if _is_group(command, key, value)]
+    saved: dict[str, Any] = {}
     if base is not None:
-        overrides = _as_overrides(base, overrides) + overrides
-    values = _parsed(overrides)
-    groups = {o for o in overrides if _key(o) in GROUPS.get(command, ()) and not isinstance(values[o], dict)}
-    chosen = [o for o in overrides if o in groups]
-    _check_groups(chosen, command, folder)
-    defaults = _composed(command, tuple(chosen), str(Path(folder).absolute()) if folder else "", _files(folder))
+        method, saved = _saved(base, groups)
+        groups = groups or [f"algorithm={method}"]
+    _check_groups(groups, command, folder)
+    defaults = _composed(command, tuple(groups), str(Path(folder).absolute()) if folder else "", _files(folder))
     config = deepcopy(defaults)
-    for override in overrides:
-        key = _key(override)
-        if override in groups:
+    for key, value in (*saved.items(), *typed):
+        if _is_group(command, key, value):
             continue
         try:
-            OmegaConf.update(config, key, values[override], merge=True, force_add=key.startswith(OPEN))
+            OmegaConf.update(config, key, value, merge=True, force_add=key.startswith(OPEN))
         except Exception as error:
-            _check_known(overrides, defaults)
+            _check_known([*saved, *(key for key, _ in typed)], defaults)
             raise UserError(_mistake(error)) from error
     if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
         raise UserError(
@@ -111,19 +111,22 @@ def _resolve(config: Any) -> None:
     OmegaConf.resolve(config)
 
 
-def _key(override: str) -> str:
-    return override.split("=", 1)[0]
+def _is_group(command: str, key: str, value: Any) -> bool:
+    """Whether key=value chooses a file of conf/, and does not set keys, as algorithm={beta:0.2} does."""
+    return key in GROUPS.get(command, ()) and not isinstance(value, dict)
 
 
 def _check_groups(chosen: list[str], command: str, folder: str) -> None:
     for override in chosen:
         group, value = override.split("=", 1)
         known = list(ALGORITHMS) if group == "algorithm" else choices(group, folder)
-        if value not in known and not (group == "algorithm" and value.startswith("{")):
+        if value not in known:
             near = difflib.get_close_matches(value, known, 1)
             hint = f"; did you mean {near[0]}?" if near and group != "algorithm" else ""
             raise UserError(f"{override} is none of the known {group}s: {', '.join(known)}{hint}")
-    if missing := {"submit": {"recipe", "cluster"}}.get(command, set()) - {_key(o) for o in chosen}:
+    if missing := {"submit": {"recipe", "cluster"}}.get(command, set()) - {
+        choice.split("=", 1)[0] for choice in chosen
+    }:
         group = max(missing)
         raise UserError(f"{group} is not set: {group}={'|'.join(choices(group, folder))}")
 
@@ -135,10 +138,10 @@ def choices(group: str, folder: str = "") -> list[str]:
     return sorted(name for name in names if not name.startswith("_"))
 
 
-def _as_overrides(base: Path, overrides: list[str]) -> list[str]:
-    """A saved configuration as overrides, so that it passes the same checks as typed ones.
+def _saved(base: Path, groups: list[str]) -> tuple[str, dict[str, Any]]:
+    """The method of a saved configuration, and its values by dotted key, which pass the same checks as typed ones.
 
-    Where the typed `overrides` choose another algorithm, the saved one's keys are left out.
+    Where the typed `groups` choose another method, the saved one's keys are left out.
     """
     from omegaconf import OmegaConf
 
@@ -146,15 +149,12 @@ def _as_overrides(base: Path, overrides: list[str]) -> list[str]:
         raise UserError(f"--from: {base} does not exist; give the output directory of a run")
     try:
         saved = OmegaConf.to_container(OmegaConf.load(base))
-        name = saved["algorithm"]["name"]
+        name = saved["algorithm"].pop("name")
     except Exception as error:  # no YAML, no mapping, or a mapping of something else
         raise UserError(f"--from: {base} is not the config.yaml of a run") from error
-    chosen = [o.split("=", 1)[1] for o in overrides if _key(o) == "algorithm"]
-    if chosen and chosen[-1] != name:
+    if groups and groups[-1] != f"algorithm={name}":
         del saved["algorithm"]
-    flat = flatten(saved)
-    flat.pop("algorithm.name", None)
-    return [f"algorithm={name}"] * (not chosen) + [f"{key}={quoted(value)}" for key, value in flat.items()]
+    return name, flatten(saved)
 
 
 def quoted(value: Any) -> str:
@@ -185,13 +185,13 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _parsed(overrides: list[str]) -> dict[str, Any]:
-    """Override -> the value that it gives, by Hydra's grammar."""
+def _parsed(overrides: list[str]) -> list[tuple[str, Any]]:
+    """The key and the value of each override, by Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     parser = OverridesParser.create()
-    values: dict[str, Any] = {}
+    values: list[tuple[str, Any]] = []
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key or key[0] in "+~":
@@ -206,17 +206,16 @@ def _parsed(overrides: list[str]) -> dict[str, Any]:
         if parsed.is_sweep_override():
             hint = f'a list is written [a,b], text as "{key}={quoted(value)}"'
             raise UserError(f"{key}: {value!r} is several values: {hint}")
-        values[override] = parsed.value()
+        values.append((key, parsed.value()))
     return values
 
 
-def _check_known(overrides: list[str], known: Any) -> None:
+def _check_known(typed: list[str], known: Any) -> None:
     from omegaconf import OmegaConf
 
     keys = flatten(OmegaConf.to_container(known, resolve=False))
     sections = {key.rsplit(".", depth)[0] for key in keys for depth in range(1, key.count(".") + 1)}
-    for override in overrides:
-        key = _key(override)
+    for key in typed:
         if key not in keys and key not in sections:
             raise UserError(_unknown(key, list(keys), sections))
 

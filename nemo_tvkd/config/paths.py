@@ -112,16 +112,16 @@ def weighted_paths(value: Any, key: str) -> tuple[list[str], list[float] | None]
     """
     if not (entries := given_paths(value, key)):
         raise UserError(f"{key} is not set: give a JSONL or Parquet file, or a saved Hugging Face dataset")
-    split = [None if Path(os.path.expanduser(entry)).exists() else WEIGHTED.fullmatch(entry) for entry in entries]
-    paths = [found[1] if found else entry for entry, found in zip(entries, split, strict=True)]
-    weighted = [entry for entry, found in zip(entries, split, strict=True) if found]
-    if not weighted:
-        return paths, None
+    matches = [None if Path(os.path.expanduser(entry)).exists() else WEIGHTED.fullmatch(entry) for entry in entries]
+    bare = [entry for entry, match in zip(entries, matches, strict=True) if not match]
+    if len(bare) == len(entries):
+        return entries, None
+    weighted = [entry for entry in entries if entry not in bare]
     if key.endswith("validation"):
         raise UserError(f"{key}: {weighted[0]} ends with a weight, but validation takes each row once: give its path")
-    if bare := [entry for entry, found in zip(entries, split, strict=True) if not found]:
+    if bare:
         raise UserError(f"{key}: {bare[0]} has no weight but {weighted[0]} has: give all of them one, or none")
-    weights = [float(found[2]) for found in split if found]
+    paths, weights = [match[1] for match in matches if match], [float(match[2]) for match in matches if match]
     for entry, weight in zip(entries, weights, strict=True):
         if not 0 < weight < math.inf:
             raise UserError(f"{key}: {entry}: the weight {weight} must be positive and finite")

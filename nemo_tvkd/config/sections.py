@@ -29,43 +29,45 @@ class FrozenConfig:
 
 
 @dataclass
-class TeacherConfig(FrozenConfig):
+class OwnTokenizer:
+    """A model that may read the pairs with another tokenizer than the student."""
+
     tokenizer: str = ""
-    """Tokenizer directory or .model file; the teacher's own when empty. It may differ from the student's."""
+    """Tokenizer directory or .model file; this model's own when empty. It may differ from the student's."""
     chat_template: str = key("", suggested=TEMPLATE_NAMES)
-    """Chat template of the teacher, by the values of data.chat_template. Empty: the template of the teacher's tokenizer
-    if it differs from the student's, else the student's template."""
+    """Chat template of this model, by the values of data.chat_template. Empty: the template of its tokenizer if that
+    differs from the student's, else the student's template."""
 
 
 @dataclass
-class TeacherSource:
-    """A model with soft values, or what it said."""
+class TeacherConfig(OwnTokenizer, FrozenConfig):
+    """The teacher of a training run."""
+
+
+@dataclass
+class Source:
+    """A model, or the score store that holds its numbers."""
 
     path: str = ""
     """Hugging Face directory or hub id, NeMo checkpoint, or output directory of a run."""
     scores: str = ""
     """Score store with values, instead of a model."""
-    tokenizer: str = ""
-    """Tokenizer directory or .model file; the teacher's own when empty. It may differ from the student's."""
-    chat_template: str = key("", suggested=TEMPLATE_NAMES)
-    """Chat template of the teacher, by the values of data.chat_template. Empty: the template of the teacher's tokenizer
-    if it differs from the student's, else the student's template."""
 
 
 @dataclass
-class RewardSource:
-    """A model with a reward head, or what it said."""
+class TeacherSource(OwnTokenizer, Source):
+    """A model with soft values."""
+
+
+@dataclass
+class RewardSource(OwnTokenizer, Source):
+    """A model with a reward head."""
 
     path: Any = ""
     """Hugging Face directory or hub id (also of a sequence-classification model with one label), NeMo checkpoint, or
     output directory of a run. A list of several for edpo."""
     scores: Any = ""
     """Score store with rewards, read with oracle.mode=cached. A list of several for edpo."""
-    tokenizer: str = ""
-    """Tokenizer directory or .model file; the oracle's own when empty. It may differ from the student's."""
-    chat_template: str = key("", suggested=TEMPLATE_NAMES)
-    """Chat template of the oracle, by the values of data.chat_template. Empty: the template of the oracle's tokenizer
-    if it differs from the student's, else the student's template."""
 
 
 @dataclass

@@ -1,9 +1,8 @@
 """Unknown keys, commands, methods and values: the line names the key, and the nearest one that is known."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from nemo_tvkd.cluster.recipe import load_recipe
 from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
-from nemo_tvkd.keys import Values, values_of
+from nemo_tvkd.keys import Values, leaves, values_of
 from nemo_tvkd.runtime.exits import guarded
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
@@ -97,15 +96,6 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
     assert fails("train", "--from", tmp_path) == f"--from: {file} is not the config.yaml of a run"
 
 
-def limited(kind: Any, prefix: str = "") -> Iterator[tuple[str, Values]]:
-    """The keys of a dataclass that take certain values alone."""
-    for field in fields(kind):
-        if is_dataclass(field.type):
-            yield from limited(field.type, f"{prefix}{field.name}.")
-        elif values_of(field).in_words():
-            yield f"{prefix}{field.name}", values_of(field)
-
-
 SUBMIT = ("submit", "recipe=train", "cluster=local")
 OF_COMMANDS = [((name, *SUBMIT[1:]) if name == "submit" else (name,), COMMANDS[name].schema, "") for name in OWN_KEYS]
 OF_METHODS = [(("train", f"algorithm={name}"), kind, "algorithm.") for name, kind in ALGORITHMS.items()]
@@ -113,7 +103,8 @@ LIMITED = {
     key: (command, values)  # one command for each key: they share their sections
     for command, kind, prefix in (*OF_COMMANDS, *OF_METHODS)
     if command != ("import-hf",)
-    for key, values in limited(kind, prefix)
+    for key, field in leaves(kind, prefix)
+    if (values := values_of(field)).in_words()
 }
 
 

@@ -61,7 +61,7 @@ def test_every_dataclass_is_used() -> None:
     used: set[str] = set()
 
     def visit(kind: type) -> None:
-        used.add(kind.__name__)
+        used.update(part.__name__ for part in kind.__mro__ if dataclasses.is_dataclass(part))
         for field in dataclasses.fields(kind):
             if dataclasses.is_dataclass(field.type):
                 visit(field.type)  # type: ignore[arg-type]
