@@ -45,12 +45,9 @@ def check_parts(estimate: MemoryEstimate, found: dict[str, int]) -> None:
     ("layout", "precision", "response", "options"),
     [
         (Layout(), "fp32", 200, {}),
-        (Layout(), "bf16", 400, {}),
         (Layout(tp=2), "bf16", 400, {}),
         (Layout(tp=2, sp=True), "fp32", 200, {}),
-        (Layout(pp=2), "fp32", 80, {"micro_batches": 4}),
         (Layout(pp=2), "bf16", 200, {"micro_batches": 4}),
-        (Layout(), "fp32", 400, {"recompute": True}),
         (Layout(), "bf16", 400, {"recompute": True}),
     ],
     ids=lambda value: value.name if isinstance(value, Layout) else str(value),

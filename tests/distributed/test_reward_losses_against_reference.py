@@ -45,7 +45,6 @@ REWARD_CASES = [
     (TP2SP, 1, 0.3, 0.0, True, "tied"),
     (TP2PP2, 2, 0.5, 0.05, False, "untied"),
     (DP2, 2, 0.01, 0.0, True, "tied"),
-    (TP2SP, 4, 0.0, 0.0, False, "tied"),
 ]
 
 
@@ -109,7 +108,6 @@ def test_a_reward_model_without_an_output_layer(pool: RankPool, models: Any, jud
 DRDO_CASES = [
     # layout, micro batch, logprob, contrast, student_reward, gamma, oracle, student
     (ONE, 4, "sum", "ratio", "head", 2.0, "online", "untied"),
-    (TP2, 1, "mean", "product", "head", 2.0, "online", "tied"),
     (PP2, 2, "mean", "ratio", "implicit", 2.0, "online", "tied"),
     (TP2SP, 1, "sum", "ratio", "head", 0.5, "online", "tied"),
     (TP2PP2, 2, "sum", "product", "implicit", 2.0, "cached", "tied"),
@@ -205,7 +203,6 @@ EDPO_CASES = [
     (TP2SP, 1, "min", 2, "online"),
     (TP2PP2, 2, "mean", 3, "cached"),
     (DP2, 1, "min", 3, "cached"),
-    (TP2PP2, 1, "min", 2, "online"),
 ]
 
 
