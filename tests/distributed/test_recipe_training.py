@@ -7,12 +7,14 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from chat_templates import file_of
 from rank_pool import Layout, RankPool
 from reward_models import add_head, random_head
 
+from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.cluster.recipe import Submission, load_recipe
 from nemo_tvkd.cluster.tiny import HEAD_DIM, HEADS, make_models
 from nemo_tvkd.commands.score import ScoringJob, prepare_scoring
@@ -70,6 +72,14 @@ def command(submission: Submission, name: str, layout: Layout, role: str) -> Any
     return compose(stage.command, [*stage.overrides, *layout.overrides(), *dialogue, fp32])
 
 
+def import_task(checkpoint: Checkpoint, tokenizer: str) -> None:
+    """Task of one rank: what `as_nemo` starts a process for, with ten seconds of imports; it is found there later."""
+    from nemo_tvkd.models import conversion
+
+    with patch.object(conversion, "_import_in_subprocess", conversion.import_hf):
+        conversion.as_nemo({"model": (checkpoint, tokenizer)})
+
+
 def score_task(config: Any, job: ScoringJob) -> None:
     """Task: `score` as the command's ranks run it."""
     from nemo_tvkd.commands.score import score
@@ -99,14 +109,19 @@ def test_the_training_stage_makes_a_step(
     scoring, training = RECIPES[name]
 
     config = command(submission, "score", scoring, judge)
-    pool.run(scoring, score_task, config, prepare_scoring(config))
+    job = prepare_scoring(config)
+    assert job.checkpoint is not None
+    pool.run(Layout(), import_task, job.checkpoint, config.score.tokenizer)
+    pool.run(scoring, score_task, config, job)
     assert (tmp_path / "score" / "manifest.json").is_file()
 
     config = command(submission, "train", training, "student")
     assert config[judge].mode == "cached"
     if "mistral-7b-llama" in name:  # a trained teacher carries its own
         config.teacher.chat_template = submission.config.recipe.models.teacher.chat_template
-    pool.run(training, train_task, config, prepare_training(config))
+    prepared = prepare_training(config)
+    pool.run(Layout(), import_task, prepared.student, config.student.tokenizer)
+    pool.run(training, train_task, config, prepared)
     first, *more = map(json.loads, (tmp_path / "train" / "metrics.jsonl").read_text().splitlines())
     assert first["step"] == 1
     assert first["pairs_seen"] == 4

@@ -28,6 +28,7 @@ SLOW = (
     'teacher_dpo.cluster.sbatch_lines=["--nodelist=n3,n4"]',
     'train.cluster.sbatch_lines=["--exclude=n[1-4,8]"]',
 )
+SEEDS = ("train.trainer.seed=1,2", "train.cluster.nodes=1")
 
 
 @dataclass
@@ -47,7 +48,7 @@ def done(slurm: SlurmCluster, pool: RankPool, tmp_path_factory: pytest.TempPathF
     write_inputs(folder)
     chain = Chain(slurm, folder, folder / "run", *SLOW)
     finished = [f"{name}={chain.run_dir}/{name}" for name in ("student_sft", "teacher_dpo")]
-    seeds = Chain(slurm, folder, folder / "seeds", *finished, f"score={chain.run_dir}/score", "train.trainer.seed=1,2")
+    seeds = Chain(slurm, folder, folder / "seeds", *finished, f"score={chain.run_dir}/score", *SEEDS)
     mistake = Chain(slurm, folder, folder / "mistake", *finished)
     found = Done(chain, chain.submit().stdout, seeds, mistake)
     try:
