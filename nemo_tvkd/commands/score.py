@@ -25,7 +25,8 @@ from nemo_tvkd.parallel.statistic import ACTION_KINDS, LOGPROB
 from nemo_tvkd.prepare.encoder import Encoder
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
-from nemo_tvkd.runtime.progress import ScoringProgress, display
+from nemo_tvkd.runtime.outputs import progress_file
+from nemo_tvkd.runtime.progress import ScoringProgress
 from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
 
 _print = partial(print, flush=True)
@@ -162,7 +163,10 @@ def fill(
     mine = {part: writer.part_rows(part, job.rows) for part in missing[replica::replicas]}
     total = sum(_tokens(row) for rows in mine.values() for row in rows)
     failure: UserError | None = None
-    with ScoringProgress(total, replicas, display(is_rank_zero() and not quiet)) as progress:
+    pairs = sum(len(writer.part_rows(part, job.rows)) for part in missing)
+    shown = is_rank_zero() and not quiet
+    file = progress_file("score", Path(options.output)) if shown else None
+    with ScoringProgress(pairs, total, replicas, file, shown=shown) as progress:
         for part, rows in mine.items():
             scores = _score_rows(options, module, job.identity, list(rows), progress)
             if scores and parallel_state.get_tensor_model_parallel_rank() == 0:

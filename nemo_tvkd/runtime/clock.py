@@ -85,12 +85,15 @@ class Clock:
         first, last = self.ticks[0], self.ticks[-1]
         return (last.tokens - first.tokens) / max(last.seconds - first.seconds, 1e-9)
 
+    def pace(self) -> float:
+        """Seconds per step of the last steps."""
+        first, last = self.ticks[0], self.ticks[-1]
+        return (last.seconds - first.seconds) / max(last.step - first.step, 1)
+
     def left(self) -> float:
         """Seconds until the end: steps at the last ones' pace, and validations and checkpoints as long as so far."""
-        first, last = self.ticks[0], self.ticks[-1]
-        pace = (last.seconds - first.seconds) / max(last.step - first.step, 1)
         beside = sum(self._due(interval) * sum(took) / len(took) for interval, took in self.asides.values())
-        return (self.total - self.step) * pace + beside
+        return (self.total - self.step) * self.pace() + beside
 
     def _due(self, interval: int) -> int:
         if self.step >= self.total:

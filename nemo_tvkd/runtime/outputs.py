@@ -20,6 +20,11 @@ def is_done(command: str, output: Path) -> bool:
     return (output / MARKS[command]).is_file()
 
 
+def progress_file(command: str, output: Path) -> Path:
+    """Where a command that works on a stage's output reports how far it has come; beside a score store, not in it."""
+    return output.with_name(f"{output.name}.progress.json") if command == "score" else output / "progress.json"
+
+
 def argument(command: str, output: Path) -> Path:
     """What the command is told to write, for its output to be `output`."""
     return output / MARKS[command] if command == "evaluate" else output

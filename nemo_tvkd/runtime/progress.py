@@ -1,223 +1,174 @@
-"""How far a command has come: one line that is rewritten in a terminal, plain lines in a log."""
+"""How far a command has come: rich's bar in a terminal, plain lines in a log, progress.json for `nemo-tvkd status`."""
 
-import math
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Self
 
+from nemo_tvkd.files import write_whole
 from nemo_tvkd.runtime.clock import duration
 
-SHORTEST_BAR, LONGEST_BAR = 5, 40
-REFRESHES_PER_SECOND = 4
+FILE_SECONDS = 5.0
+LINE_SECONDS = 2.0
 ROOM_FOR_CTRL_C = len("^C")
-"""A terminal writes that behind the line, which must not be wrapped by it."""
+"""A terminal writes that behind the bar, which must not be wrapped by it."""
+WIDE, SHORTEST_BAR, LONGEST_BAR = 100, 5, 40
+BAR = 2
+"""Its place among the columns."""
 
 
-class Piece(NamedTuple):
-    """A part of the line."""
+class Progress:
+    """One phase of a command; a context, at whose end the bar stays as it is.
 
-    text: str
-    short: str
-    """On a narrow terminal."""
-    rank: int
-    """The least are left out first where there is no room."""
+    Args:
+        phase: what is being done ("training", "scoring").
+        total: how many units there are.
+        unit: "steps", "pairs" or "rows".
+        file: :func:`outputs.progress_file`, which `status` reads: a JSON object with phase, done, total, unit, rate
+            (units per second, null before the first) and updated (Unix seconds). None: nowhere.
+        shown: False: neither bar nor lines. Ranks other than 0 give False and no file.
+        done: units done before.
+    """
 
+    def __init__(
+        self, phase: str, total: int, unit: str, file: Path | None = None, *, shown: bool = True, done: int = 0
+    ) -> None:
+        self.phase, self.total, self.unit, self.file = phase, total, unit, file
+        self.done, self.first, self.start = done, done, time.perf_counter()
+        self.rate: float | None = None
+        self.written = self.printed = -float("inf")
+        terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+        self.lines = shown and not terminal
+        self.bar: Any = _bar() if shown and terminal else None
 
-@dataclass(frozen=True)
-class Status:
-    """What the line says."""
-
-    head: Piece
-    share: float
-    """Of the work, 0 to 1."""
-    figures: Sequence[Piece]
-    elapsed: float
-    left: float
-    """Seconds."""
-
-
-NEVER = 100
-BAR = Piece("", "", 4)
-
-
-def fit(pieces: Sequence[Piece], width: int) -> tuple[list[str], int]:
-    """The texts that have room on a line of `width`, the bar's place among them empty, and the bar's length."""
-    for short in (False, True):
-        texts = [piece.short if short else piece.text for piece in pieces]
-        room = width - _length(texts)
-        if room >= SHORTEST_BAR:
-            return texts, min(room, LONGEST_BAR)
-    kept = list(pieces)
-    while True:
-        texts = [piece.short for piece in kept]
-        room = width - _length(texts)
-        if room >= (SHORTEST_BAR if BAR in kept else 0):
-            return texts, min(room, LONGEST_BAR) if BAR in kept else 0
-        least = min(kept, key=lambda piece: piece.rank)
-        if least.rank >= NEVER:
-            return texts, 0
-        kept.remove(least)
-
-
-def _length(texts: Sequence[str]) -> int:
-    return sum(map(len, texts)) + 2 * (len(texts) - 1)
-
-
-class Display:
-    """Where progress goes: nowhere, on ranks that have nothing to say."""
-
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
+        self._write(self.phase)
         return self
 
-    def __exit__(self, *error: Any) -> None: ...
+    def __exit__(self, *error: Any) -> None:
+        self._write(self.phase)
+        if self.bar:
+            self.bar.stop()
 
-    def update(self, status: Status) -> None:
-        """What has been done so far."""
+    def update(
+        self, done: int, figures: Sequence[str] = (), rate: float | None = None, left: float | None = None
+    ) -> None:
+        """So many units are done.
+
+        Args:
+            figures: what else the bar shows, the most important first: a narrow terminal shows fewer.
+            rate: units per second; None: on average since the start.
+            left: seconds; None: at `rate`.
+        """
+        self.done = done
+        self.rate = rate or (done - self.first) / max(time.perf_counter() - self.start, 1e-9)
+        if left is None:
+            left = (self.total - done) / self.rate if self.rate else 0.0
+        if time.monotonic() - self.written >= FILE_SECONDS:
+            self._write(self.phase)
+        if self.bar:
+            self._show(figures, f"{_short(left)} left")
 
     def line(self, text: str) -> None:
         """What a log keeps of it."""
+        if self.lines:
+            print(text, flush=True)
+
+    def line_now_and_then(self, text: str) -> None:
+        """The same, every few seconds and at the end."""
+        if time.perf_counter() - self.printed >= LINE_SECONDS or self.done >= self.total:
+            self.printed = time.perf_counter()
+            self.line(text)
 
     def note(self, text: str) -> None:
-        """A line to keep everywhere."""
-
-    def busy(self, what: str) -> Any:
-        """A context in which something else is done than what the line counts."""
-        return nullcontext()
-
-
-class Lines(Display):
-    """Plain lines, for logs."""
-
-    def line(self, text: str) -> None:
-        print(text, flush=True)
-
-    note = line
-
-
-class Bar(Display):
-    """One line at the bottom of a terminal that is written again and again; all else is printed above it.
-
-    The cursor is never hidden, so that a process that is killed leaves nothing to repair.
-    """
-
-    def __init__(self, console: Any = None) -> None:
-        from rich.live import Live
-
-        self.console = console or _console()
-        self.status: Status | None = None
-        self.since, self.doing = 0.0, ""
-        self.live = Live(
-            get_renderable=self._line,
-            console=self.console,
-            refresh_per_second=REFRESHES_PER_SECOND,
-            redirect_stderr=sys.stderr.isatty(),  # a log of its own stays one
-        )
-
-    def __exit__(self, *error: Any) -> None:
-        self.live.stop()
-
-    def update(self, status: Status) -> None:
-        self.status, self.since = status, time.perf_counter()
-        self.live.start()  # before there is something to say it would be an empty line
-
-    def note(self, text: str) -> None:
-        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        """A line to keep, in a log and above the bar."""
+        if self.bar:
+            self.bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self.line(text)
 
     @contextmanager
-    def busy(self, what: str) -> Iterator[None]:
-        self.doing = what
+    def busy(self, phase: str) -> Iterator[None]:
+        """Within the block something else is done ("saving", "validating")."""
+        self._write(phase)
+        for task in self.bar.tasks if self.bar else ():
+            self.bar.update(task.id, left=phase)
         try:
             yield
         finally:
-            self.doing = ""
+            self._write(self.phase)
 
-    def _line(self) -> Any:
-        status = self.status
-        if status is None:
-            return ""
-        passed = time.perf_counter() - self.since if self.live.is_started else 0.0
-        left = [f"{text} left" for text in _times(status.left - passed)]
-        if self.doing:
-            left = [self.doing.ljust(len(text)) for text in left]
-        last = [Piece(*_times(status.elapsed + passed), 0), Piece(left[0], left[1], NEVER)]
-        pieces = [status.head, BAR, *status.figures, *last]
-        return _Line(pieces, status.share)
+    def _show(self, figures: Sequence[str], left: str) -> None:
+        wide = self.bar.console.width >= WIDE
+        name = self.unit if wide else ""
+        room = self.bar.console.width - ROOM_FOR_CTRL_C - len(f"{name} {self.total}/{self.total}    {left}")
+        count = len(figures)
+        while count > 1 and len("  ".join(figures[:count])) > room - SHORTEST_BAR:
+            count -= 1
+        text = "  ".join(figures[:count])
+        self.bar.columns[BAR].bar_width = min(max(room - len(text), SHORTEST_BAR), LONGEST_BAR)
+        if not self.bar.tasks:
+            self.bar.add_task(name, total=self.total, figures=text, left=left)
+            self.bar.start()  # an empty bar before would be an empty line
+        task = self.bar.task_ids[0]
+        self.bar.update(task, description=name, completed=self.done, figures=text, left=left)
 
-
-def _times(seconds: float) -> tuple[str, str]:
-    """A duration, and without hours where there are none."""
-    text = duration(seconds)
-    return text, text.removeprefix("00:")
-
-
-@dataclass(frozen=True)
-class _Line:
-    pieces: Sequence[Piece]
-    share: float
-
-    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
-        from rich.text import Text
-
-        texts, length = fit(self.pieces, options.max_width - ROOM_FOR_CTRL_C)
-        line = Text(no_wrap=True, overflow="crop")
-        for number, text in enumerate(texts):
-            line.append("  " if number else "")
-            if text:
-                line.append(text, "bold" if number == 0 else "")
-            else:
-                done = math.floor(length * self.share)
-                line.append("━" * done, "green").append("─" * (length - done), "dim")
-        yield line
+    def _write(self, phase: str) -> None:
+        if self.file is None:
+            return
+        self.written = time.monotonic()
+        values = {"phase": phase, "done": self.done, "total": self.total, "unit": self.unit, "rate": self.rate}
+        with suppress(OSError):  # a full disk: the command's own results report it
+            write_whole(self.file, json.dumps(values | {"updated": time.time()}) + "\n")
 
 
-def _console() -> Any:
+class ScoringProgress(Progress):
+    """Scoring: rank 0's share of the tokens stands for that of all replicas.
+
+    Args:
+        pairs: of all replicas.
+        tokens: of this rank's replica.
+        replicas: how many score at once.
+        file, shown: as for :class:`Progress`.
+    """
+
+    def __init__(self, pairs: int, tokens: int, replicas: int, file: Path | None = None, *, shown: bool = True) -> None:
+        super().__init__("scoring", pairs, "pairs", file, shown=shown)
+        self.tokens, self.replicas, self.scored = tokens, replicas, 0
+
+    def advance(self, tokens: int) -> None:
+        """So many more tokens are scored."""
+        self.scored += tokens
+        share, pace = self.scored / self.tokens, self.scored / max(time.perf_counter() - self.start, 1e-9)
+        left, rate = (self.tokens - self.scored) / pace, f"{pace * self.replicas:.0f} tokens/s"
+        self.update(round(share * self.total), [rate], left=left)
+        self.line_now_and_then(f"scored {100 * share:.0f} %  {rate}  {duration(left)} left")
+
+
+def _bar() -> Any:
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     class Terminal(Console):
         def show_cursor(self, show: bool = True) -> bool:
-            return False
+            return False  # a process that is killed would leave it hidden
 
-    return Terminal(force_terminal=True)
-
-
-def display(speaks: bool) -> Display:
-    """Where this process's progress goes.
-
-    Args:
-        speaks: whether it is the one rank that says something.
-    """
-    if not speaks:
-        return Display()
-    return Bar() if sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown") else Lines()
+    return Bar(
+        TextColumn("{task.description}", style="bold"),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TextColumn("{task.fields[left]}", markup=False),
+        console=Terminal(force_terminal=True),
+        refresh_per_second=4,
+        redirect_stderr=sys.stderr.isatty(),  # a log of its own stays one
+    )
 
 
-class ScoringProgress:
-    """Rank 0's share of the work: tokens per second of all replicas and time left."""
-
-    def __init__(self, total: int, replicas: int, shown: Display) -> None:
-        self.total, self.replicas, self.display = total, replicas, shown
-        self.done, self.start, self.shown = 0, time.perf_counter(), -math.inf
-
-    def __enter__(self) -> "ScoringProgress":
-        self.display.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.display.__exit__(*error)
-
-    def advance(self, tokens: int) -> None:
-        """So many more are scored."""
-        self.done += tokens
-        now = time.perf_counter()
-        elapsed, share = now - self.start, self.done / self.total
-        pace = self.done / max(elapsed, 1e-9)
-        left = (self.total - self.done) / pace
-        head, rate = f"scored {100 * share:.0f} %", f"{pace * self.replicas:.0f} tokens/s"
-        self.display.update(Status(Piece(head, head, NEVER), share, [Piece(rate, rate, 5)], elapsed, left))
-        if now - self.shown >= 2 or self.done >= self.total:
-            self.shown = now
-            self.display.line(f"{head}  {rate}  {duration(left)} left")
+def _short(seconds: float) -> str:
+    """A duration, without hours where there are none."""
+    return duration(seconds).removeprefix("00:")

@@ -20,7 +20,8 @@ from nemo_tvkd.checkpoints.hf import complete_checkpoints
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.runtime.clock import Clock, duration
 from nemo_tvkd.runtime.exits import EXIT_PREEMPTED, EXIT_USER_ERROR, Preempted
-from nemo_tvkd.runtime.progress import NEVER, Piece, Status, display
+from nemo_tvkd.runtime.outputs import progress_file
+from nemo_tvkd.runtime.progress import Progress
 from nemo_tvkd.training.records import Record
 
 
@@ -57,21 +58,23 @@ class Recorder(pl.Callback):
         self.clock = Clock(start, max_steps)
         self.open_records = records
         self.records: list[Record] = []
-        self.display = display(dist.get_rank() == 0)
+        speaks = dist.get_rank() == 0
+        file = progress_file("train", directory) if speaks else None
+        self.progress = Progress("training", max_steps, "steps", file, shown=speaks, done=start)
         self.means: dict[str, float] = {}
         self.tokens = 0.0
 
     def __enter__(self) -> "Recorder":
         if dist.get_rank() == 0:
             self.records = self.open_records()
-        self.display.__enter__()
+        self.progress.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         with ExitStack() as ends:  # each of them, whatever happens to the others
             for record in self.records:
                 ends.callback(record.close, _exit_code(error))
-            ends.callback(self.display.__exit__, kind, error, trace)
+            ends.callback(self.progress.__exit__, kind, error, trace)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.clock.begin()
@@ -97,13 +100,13 @@ class Recorder(pl.Callback):
                 f"{_newest(self.directory)}; lower optim.lr or look at that batch's data"
             )
         self.clock.tick(step, self.tokens)
-        self.display.update(self._status(step))
+        self.progress.update(step, self._figures(), 1 / max(self.clock.pace(), 1e-9), self.clock.left())
         if step % self.interval == 0 or step >= self.max_steps:
             row = {"step": step, **self.means, "lr": self.lr, "grad_norm": grad_norm}
             row["tokens_per_second"] = round(self.clock.lap(), 1)
             row["pairs_seen"] = step * trainer.datamodule.data_sampler.global_batch_size
             self.write(row, step)
-            self.display.line(
+            self.progress.line(
                 f"step {step}/{self.max_steps}  {_short(row)}  lr {row['lr']:.3g}  "
                 f"{row['tokens_per_second']:.0f} tokens/s  {duration(self.clock.left())} left"
             )
@@ -115,18 +118,17 @@ class Recorder(pl.Callback):
 
     @contextmanager
     def aside(self, what: str, interval: int) -> Iterator[None]:
-        """For what is no training and happens every `interval` steps (0: at the end only)."""
-        with self.clock.aside(what, interval), self.display.busy(what):
+        """For what is not training and happens every `interval` steps (0: at the end only)."""
+        with self.clock.aside(what, interval), self.progress.busy(what):
             yield
 
-    def _status(self, step: int) -> Status:
-        head = Piece(f"step {step}/{self.max_steps}", f"{step}/{self.max_steps}", NEVER)
-        figures = [Piece(*texts, rank) for texts, rank in _figures(self.means)]
+    def _figures(self) -> list[str]:
+        """Figures of the last step for the bar, the most important first."""
         rate = self.clock.rate()
-        thousands = f"{rate:.0f}" if rate < 1000 else f"{rate / 1000:.1f}k"
-        figures.append(Piece(f"lr {self.lr:.3g}", f"lr {self.lr:.2g}", 1))
-        figures.append(Piece(f"{rate:.0f} tokens/s", f"{thousands} tok/s", 3))
-        return Status(head, step / self.max_steps, figures, self.clock.elapsed(), self.clock.left())
+        names = (("loss", "loss", ".4f"), ("rewards/accuracies", "acc", ".2f"), ("rewards/margins", "margin", ".3f"))
+        loss, *others = [f"{short} {self.means[name]:{form}}" for name, short, form in names if name in self.means]
+        speed = f"{rate:.0f} tok/s" if rate < 1000 else f"{rate / 1000:.1f}k tok/s"
+        return [loss, *others[:1], speed, *others[1:], f"lr {self.lr:.2g}"]
 
 
 class Validator(pl.Callback):
@@ -162,25 +164,13 @@ class Validator(pl.Callback):
         with self.recorder.aside("validating", self.interval):
             means = {f"eval_{name}": value for name, value in self.validate().items()}
             self.recorder.write({"step": step, **means}, step)
-        self.recorder.display.note(f"step {step}/{self.recorder.max_steps}  {_short(means)}")
+        self.recorder.progress.note(f"step {step}/{self.recorder.max_steps}  {_short(means)}")
 
 
 def _short(row: dict[str, float]) -> str:
     shown = ("loss", "rewards/accuracies", "rewards/margins")
     names = [(n, n.removeprefix("eval_")) for n in row]
     return "  ".join(f"{n.replace('rewards/', '')} {row[n]:.4f}" for n, plain in names if plain in shown)
-
-
-def _figures(means: dict[str, float]) -> Iterator[tuple[tuple[str, str], int]]:
-    """What the line in a terminal says of a step: (text, shorter text), rank."""
-    shown = (
-        *(("loss", "loss", "loss", ".4f", ".4f", NEVER), ("rewards/accuracies", "accuracy", "acc", ".3f", ".2f", 5)),
-        ("rewards/margins", "margin", "margin", ".4f", ".3f", 2),
-    )
-    for name, word, abbreviated, form, shorter, rank in shown:
-        if name in means:
-            value = means[name]
-            yield (f"{word} {value:{form}}", f"{abbreviated} {value:{shorter}}"), rank
 
 
 def _exit_code(error: BaseException | None) -> int:
@@ -191,5 +181,5 @@ def _exit_code(error: BaseException | None) -> int:
 
 
 def _newest(directory: Path) -> str:
-    found = complete_checkpoints(directory / "checkpoints")
-    return str(found[-1]) if found else "none"
+    checkpoints = complete_checkpoints(directory / "checkpoints")
+    return str(checkpoints[-1]) if checkpoints else "none"

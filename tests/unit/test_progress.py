@@ -1,17 +1,20 @@
-"""The line of progress at every width, what is printed beside it, and the time that is left."""
+"""The bar of progress at every width, what is printed beside it, progress.json, and the time that is left."""
 
 import io
-import re
+import json
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
 from terminal import screen
 
-from nemo_tvkd.commands.status import SCORED
 from nemo_tvkd.runtime import progress
 from nemo_tvkd.runtime.clock import PACE_STEPS, Clock, duration
-from nemo_tvkd.runtime.progress import NEVER, Bar, Display, Lines, Piece, ScoringProgress, Status, display
+from nemo_tvkd.runtime.outputs import progress_file
+from nemo_tvkd.runtime.progress import Progress, ScoringProgress
+
+FIGURES = ["loss 0.6931", "acc 0.56", "12.3k tok/s", "margin -0.012", "lr 5e-07"]
+LEFT = 45296.0
 
 
 class Time:
@@ -23,139 +26,127 @@ class Time:
         return self.now
 
 
-def status(step: int = 1200, total: int = 10000, loss: float = 0.6931) -> Status:
-    return Status(
-        Piece(f"step {step}/{total}", f"{step}/{total}", NEVER),
-        step / total,
-        [
-            Piece(f"loss {loss:.4f}", f"loss {loss:.4f}", NEVER),
-            Piece("accuracy 0.562", "acc 0.56", 5),
-            Piece("margin -0.0123", "margin -0.012", 2),
-            Piece("lr 4.96e-07", "lr 5e-07", 1),
-            Piece("12345 tokens/s", "12.3k tok/s", 3),
-        ],
-        elapsed=83,
-        left=45296,
-    )
-
-
-def terminal_bar(monkeypatch: pytest.MonkeyPatch, width: int) -> tuple[Bar, io.StringIO]:
+def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> io.StringIO:
     out = io.StringIO()
     out.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", out)
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm")
-    shown = display(True)
-    assert isinstance(shown, Bar)
-    return shown, out
+    return out
 
 
-LINES = {
-    60: "1200/10000  BAR  loss 0.6931  acc 0.56  12:34:56 left",
-    80: "1200/10000  BAR  loss 0.6931  acc 0.56  12.3k tok/s  12:34:56 left",
-    100: "1200/10000  BAR  loss 0.6931  acc 0.56  margin -0.012  lr 5e-07  12.3k tok/s  12:34:56 left",
-    160: (
-        "step 1200/10000  BAR  loss 0.6931  accuracy 0.562  margin -0.0123  lr 4.96e-07  12345 tokens/s  00:01:23  "
-        "12:34:56 left"
-    ),
-}
-
-
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 100, 120, 160, 300])
-def test_the_line_fits_every_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
-    shown, out = terminal_bar(monkeypatch, width)
-    with shown:
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 160, 300])
+def test_the_bar_fits_every_width(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    out = terminal(monkeypatch, width)
+    with Progress("training", 10_000, "steps") as shown:
         for step in (1, 600, 1200):
-            shown.update(status(step))
-            shown.live.refresh()
+            shown.update(step, FIGURES, left=LEFT)
+            shown.bar.refresh()
         text = screen(out.getvalue(), width)
         assert len(text) == 1, text
-    final = screen(out.getvalue(), width)
-    assert [line for line in final if line] == text
-    assert len(text[0]) <= max(width - 2, 20), "no room for ^C"
-    bar = re.search("[━─]+", text[0])
-    if width >= 80:
-        assert bar is not None
-        assert bar[0].count("━") == int(len(bar[0]) * 0.12)
-    if width in LINES:
-        assert re.sub("[━─]+", "BAR", text[0]) == LINES[width]
-    if width >= 40:
-        assert text[0].endswith("12:34:56 left")
+    assert [line for line in screen(out.getvalue(), width) if line] == text
+    assert width < 60 or len(text[0]) <= width - 2, "no room for ^C"
+    if width >= 60:
+        assert " 1200/10000 " in f" {text[0]}"
         assert "loss 0.6931" in text[0]
+        assert text[0].endswith("12:34:56 left")
+    pieces = {60: 1, 80: 3, 100: 5}
+    if width in pieces:
+        assert [piece in text[0] for piece in FIGURES] == [True] * pieces[width] + [False] * (5 - pieces[width])
+    assert text[0].startswith("steps ") == (width >= 100)
 
 
-def test_a_usual_run_shows_all_that_was_asked_for_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, out = terminal_bar(monkeypatch, 80)
-    with shown:
-        usual = status(120, 500)
-        shown.update(Status(usual.head, usual.share, usual.figures, 83, 754))
-    (line,) = (line for line in screen(out.getvalue(), 80) if line)
-    pieces = re.sub("[━─]+", "BAR", line).split("  ")
-    assert pieces == ["120/500", "BAR", "loss 0.6931", "acc 0.56", "margin -0.012", "12.3k tok/s", "12:34 left"]
-
-
-def test_notes_and_other_prints_stand_above_the_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, out = terminal_bar(monkeypatch, 120)
-    with shown:
-        print("before there is a line")
-        shown.update(status(1))
+def test_notes_and_other_prints_stand_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = terminal(monkeypatch, 120)
+    with Progress("training", 9, "steps") as shown:
+        print("before there is a bar")
+        shown.update(1, FIGURES, left=LEFT)
         shown.line("a line for a log")
         shown.note("step 3/9  eval_loss 0.5 [not markup] :smile:")
         print("a print")
         print("a warning", file=sys.stderr)
-        shown.update(status(2))
         with shown.busy("validating"):
-            shown.live.refresh()
-            assert screen(out.getvalue(), 120)[-1].endswith("00:01:23  validating")
+            shown.bar.refresh()
+            assert screen(out.getvalue(), 120)[-1].endswith("validating")
+        shown.update(2, FIGURES, left=LEFT)
     print("afterwards")
-    lines = screen(out.getvalue(), 120)
-    bar = next(line for line in lines if line.startswith("step 2/10000  "))
-    expected = ["before there is a line", "step 3/9  eval_loss 0.5 [not markup] :smile:", "a print", "a warning", bar]
-    assert [line for line in lines if line] == [*expected, "afterwards"]
+    lines = [line for line in screen(out.getvalue(), 120) if line]
+    bar = next(line for line in lines if line.startswith("steps 2/9 "))
+    expected = ["before there is a bar", "step 3/9  eval_loss 0.5 [not markup] :smile:", "a print", "a warning", bar]
+    assert lines == [*expected, "afterwards"]
     assert "\x1b[?25l" not in out.getvalue(), "the cursor was hidden"
 
 
 def test_an_error_leaves_the_terminal_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, out = terminal_bar(monkeypatch, 80)
+    out = terminal(monkeypatch, 80)
 
     def fail() -> None:
-        with shown:
-            shown.update(status())
+        with Progress("training", 9, "steps") as shown:
+            shown.update(1, FIGURES)
             raise ValueError("wrong")
 
     with pytest.raises(ValueError, match="wrong"):
         fail()
     assert sys.stdout is out
     assert sys.stderr is out
-    assert out.getvalue().endswith("\n")
     print("next")
     assert screen(out.getvalue(), 80)[-2:] == ["next", ""]
 
 
-def test_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("dumb", [False, True])
+def test_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dumb: bool
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    shown = display(True)
-    assert type(shown) is Lines
-    with shown:
-        shown.update(status())
-        shown.line("step 1/2  loss 0.5")
-        shown.note("a note")
-        with shown.busy("saving"):
-            pass
-    assert capsys.readouterr().out == "step 1/2  loss 0.5\na note\n"
-    assert type(display(False)) is Display
-
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
-    monkeypatch.setenv("TERM", "dumb")
-    assert type(display(True)) is Lines
+    monkeypatch.setenv("TERM", "dumb" if dumb else "xterm")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: dumb, raising=False)
+    for speaks in (True, False):
+        with Progress("training", 2, "steps", shown=speaks) as shown:
+            shown.update(1, FIGURES)
+            shown.line("step 1/2  loss 0.5")
+            shown.note("a note")
+            with shown.busy("saving"):
+                pass
+        assert capsys.readouterr().out == ("step 1/2  loss 0.5\na note\n" if speaks else "")
 
 
-def test_scoring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_file_for_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     time = Time()
     monkeypatch.setattr(progress.time, "perf_counter", time)
-    with ScoringProgress(100_000, replicas=2, shown=Lines()) as scoring:
+    monkeypatch.setattr(progress.time, "monotonic", time)
+    monkeypatch.setattr(progress.time, "time", time)
+    file = progress_file("train", tmp_path)
+
+    def written() -> dict:
+        return json.loads(file.read_text())
+
+    with Progress("training", 10, "steps", file, shown=False, done=4) as shown:
+        values = {"phase": "training", "done": 4, "total": 10, "unit": "steps", "rate": None, "updated": 100.0}
+        assert written() == values
+        time.now += 1
+        shown.update(5)
+        assert written() == values, "not at every step"
+        time.now += 9
+        shown.update(9)
+        values |= {"done": 9, "rate": 0.5, "updated": 110.0}
+        assert written() == values
+        with shown.busy("validating"):
+            assert written() == values | {"phase": "validating"}
+        shown.update(10, rate=2.0)
+    assert written() == values | {"done": 10, "rate": 2.0}
+    assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+    assert progress_file("score", tmp_path / "store") == tmp_path / "store.progress.json"
+
+    with Progress("training", 10, "steps", tmp_path / "missing" / "progress.json", shown=False) as shown:
+        shown.update(1)  # nowhere to write: no reason to stop
+
+
+def test_scoring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    time = Time()
+    monkeypatch.setattr(progress.time, "perf_counter", time)
+    file = tmp_path / "progress.json"
+    with ScoringProgress(64, 100_000, 2, file) as scoring:
         for _ in range(5):
             time.now += 1.0
             scoring.advance(10_000)
@@ -167,7 +158,10 @@ def test_scoring(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         "scored 50 %  20000 tokens/s  00:00:05 left",
         "scored 100 %  33333 tokens/s  00:00:00 left",
     ]
-    assert SCORED.search("scored 30 %  20000 tokens/s  00:00:07 left")
+    values = json.loads(file.read_text())
+    assert {name: values[name] for name in ("phase", "done", "total", "unit")} == {
+        **{"phase": "scoring", "done": 64, "total": 64, "unit": "pairs"}
+    }
 
 
 @pytest.mark.parametrize(
@@ -229,9 +223,3 @@ def test_the_pace_follows_a_change() -> None:
         clock.tick(step, 10)
     assert clock.left() == 10_000 - 500 - PACE_STEPS
     assert clock.rate() == 10
-
-
-def test_statuses_are_not_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    shown: Any = Lines()
-    shown.update(status())
-    assert capsys.readouterr().out == ""
