@@ -94,11 +94,15 @@ class Progress:
     def busy(self, phase: str) -> Iterator[None]:
         """Within the block something else is done ("saving", "validating")."""
         self._write(phase)
-        for task in self.bar.tasks if self.bar else ():
+        tasks = self.bar.tasks if self.bar else []
+        before = [task.fields["left"] for task in tasks]
+        for task in tasks:
             self.bar.update(task.id, left=phase)
         try:
             yield
         finally:
+            for task, left in zip(tasks, before, strict=True):
+                self.bar.update(task.id, left=left)
             self._write(self.phase)
 
     def _show(self, figures: Sequence[str], left: str) -> None:

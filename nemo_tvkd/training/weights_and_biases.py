@@ -5,12 +5,10 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 from nemo_tvkd.files import write_whole
 from nemo_tvkd.runtime.exits import EXIT_PREEMPTED
 
@@ -21,15 +19,13 @@ ONLINE_SECONDS = 60
 
 
 def check_installed(project: str) -> None:
-    """Whether the package is there, where it is asked for.
+    """Whether the package can be imported, if a project is set.
 
     Raises:
-        UserError: it is not.
+        UserError: it is not installed.
     """
-    if not project:
-        return
-    found = importlib.util.find_spec("wandb")
-    if found is None or found.origin is None:  # a folder of that name, which the package leaves where it runs
+    spec = importlib.util.find_spec("wandb") if project else None
+    if project and (spec is None or spec.origin is None):  # a folder of that name, which a run leaves where it runs
         raise UserError("logger.wandb.project is set but wandb is not installed: pip install wandb")
 
 
@@ -44,34 +40,25 @@ class WeightsAndBiases:
     """
 
     def __init__(self, options: Any, directory: Path, config: dict[str, Any], start: int) -> None:
-        self.directory = directory
         self.run: Any = None
-        asked = {
-            "project": options.project,
-            "entity": options.entity or None,
-            "name": options.name or directory.resolve().name,
-            "group": options.group or None,
-            "id": _run_id(directory, start),
-            "resume": "allow",
-            "dir": str(directory),
-            "config": config,
+        settings = {
+            **{"project": options.project, "entity": options.entity or None, "group": options.group or None},
+            **{"name": options.name or directory.resolve().name, "dir": str(directory), "config": config},
+            **{"id": _run_id(directory, start), "resume": "allow"},
         }
         mode = options.mode if options.mode == "offline" else os.environ.get("WANDB_MODE", options.mode)
         try:
-            self.run = _init(asked, mode)
-        except Exception as error:
-            if mode == "offline":
-                _warn(f"there will be no record of this run: {_line(error)}")
-                return
-            _warn(
-                f"the server cannot be used ({_line(error)}); this run is recorded offline: "
-                f"wandb sync {directory}/wandb/offline-run-*"
-            )
             try:
-                _end_process()  # in which the run's id is taken
-                self.run = _init(asked, "offline")
-            except Exception as again:
-                _warn(f"there will be no record of this run: {_line(again)}")
+                self.run = _init(settings, mode)
+            except Exception as error:
+                if mode == "offline":
+                    raise
+                instead = f"recorded offline: wandb sync {directory}/wandb/offline-run-*"
+                _warn(f"the server cannot be used ({_described(error)}); this run is {instead}")
+                _end_process()  # which has reserved the run's id
+                self.run = _init(settings, "offline")
+        except Exception as error:
+            _warn(f"this run is not recorded: {_described(error)}")
 
     def write(self, row: dict[str, Any], step: int) -> None:
         """A row of metrics.jsonl; the rows of one step are one there."""
@@ -79,9 +66,9 @@ class WeightsAndBiases:
             return
         try:
             self.run.log({name: value for name, value in row.items() if name != "step"}, step=step)
-        except Exception as error:  # its process is gone
+        except Exception as error:  # wandb's own process has ended
             self.run = None
-            _warn(f"nothing is recorded from step {step} on: {_line(error)}")
+            _warn(f"nothing is recorded from step {step} on: {_described(error)}")
 
     def close(self, code: int) -> None:
         """The run ends with this exit code; one that was stopped by a signal goes on at the next start."""
@@ -93,11 +80,11 @@ class WeightsAndBiases:
             self.run.finish(exit_code=code)
             _end_process()
         except Exception as error:
-            _warn(f"the end of the run is not recorded: {_line(error)}")
+            _warn(f"the end of the run is not recorded: {_described(error)}")
 
 
 def _run_id(directory: Path, start: int) -> str:
-    """The run's name for the server; one that begins anew gets another."""
+    """The run's id for the server; a run that begins anew gets another."""
     file = directory / RUN_ID
     if start and file.exists() and (known := file.read_text().strip()):
         return known
@@ -106,14 +93,17 @@ def _run_id(directory: Path, start: int) -> str:
     return new
 
 
-def _init(asked: dict[str, Any], mode: Any) -> Any:
+def _init(arguments: dict[str, Any], mode: Any) -> Any:
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", init_timeout=ONLINE_SECONDS)
-    if hasattr(settings, "finish_timeout"):  # wandb of 2026
-        settings.finish_timeout = ONLINE_SECONDS
-    with _nobody_to_ask():
-        return wandb.init(**asked, mode=mode, settings=settings)
+    settings = wandb.Settings(silent=True, console="off", init_timeout=ONLINE_SECONDS, finish_timeout=ONLINE_SECONDS)
+    # Without a terminal to read from, a missing login is an error, not a question that a run waits for.
+    stdin = sys.stdin
+    try:
+        with open(os.devnull) as sys.stdin:
+            return wandb.init(**arguments, mode=mode, settings=settings)
+    finally:
+        sys.stdin = stdin
 
 
 def _end_process() -> None:
@@ -125,21 +115,8 @@ def _end_process() -> None:
     end.join(ONLINE_SECONDS)
 
 
-@contextmanager
-def _nobody_to_ask() -> Iterator[None]:
-    """Without a terminal to read from: a login that is missing is an error, not a question that a run waits for."""
-    before = sys.stdin
-    with open(os.devnull) as nothing:
-        sys.stdin = nothing
-        try:
-            yield
-        finally:
-            sys.stdin = before
-
-
-def _line(error: Exception) -> str:
-    first = next(iter(str(error).splitlines()), "")
-    return f"{type(error).__name__}: {first}"
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(str(error).splitlines()[0])}" if str(error) else type(error).__name__
 
 
 def _warn(text: str) -> None:

@@ -51,7 +51,7 @@ def test_the_bar_fits_every_width(monkeypatch: pytest.MonkeyPatch, width: int) -
         assert " 1200/10000 " in f" {text[0]}"
         assert "loss 0.6931" in text[0]
         assert text[0].endswith("12:34:56 left")
-    pieces = {60: 1, 80: 3, 100: 5}
+    pieces = {60: 2, 80: 3, 100: 5}
     if width in pieces:
         assert [piece in text[0] for piece in FIGURES] == [True] * pieces[width] + [False] * (5 - pieces[width])
     assert text[0].startswith("steps ") == (width >= 100)
@@ -69,6 +69,8 @@ def test_notes_and_other_prints_stand_above_the_bar(monkeypatch: pytest.MonkeyPa
         with shown.busy("validating"):
             shown.bar.refresh()
             assert screen(out.getvalue(), 120)[-1].endswith("validating")
+        shown.bar.refresh()
+        assert screen(out.getvalue(), 120)[-1].endswith("12:34:56 left")
         shown.update(2, FIGURES, left=LEFT)
     print("afterwards")
     lines = [line for line in screen(out.getvalue(), 120) if line]
