@@ -13,6 +13,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What a file system without locks answers: Lustre and NFS as some clusters mount them."""
 POLL_SECONDS = 0.2
 
+from nemo_tvkd.errors import UserError
+
 
 def write_whole(path: Path, data: str | bytes) -> None:
     """Write a file (text as UTF-8) under a hidden name, then rename it: nobody sees a part of it under its own.
@@ -27,14 +29,29 @@ def write_whole(path: Path, data: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_result(path: Path, data: str | bytes) -> None:
-    """The same, in a folder that is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, data)
+def write_result(path: Path, data: str | bytes, key: str = "output") -> None:
+    """The same, in a folder that is made where there is none.
+
+    Raises:
+        UserError: it cannot be written; names `key`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data)
+    except OSError as error:
+        raise UserError(
+            f"{key}: cannot write {path}: {error.strerror}: make room or give a writable folder, then run the same "
+            "command again"
+        ) from error
 
 
 def package_folder(name: str) -> Path:

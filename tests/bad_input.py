@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from nemo_tvkd.commands.score import prepare_scoring
 from nemo_tvkd.config.compose import compose
-from nemo_tvkd.scores.store import PairScores, StoreWriter
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.writer import StoreWriter
 
 STARTED = 77
 """What a command returns here when it found no mistake and would start its ranks."""

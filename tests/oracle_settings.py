@@ -13,7 +13,7 @@ from nemo_tvkd.commands.score import prepare_scoring, writer_of
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.prepare.training import Prepared
-from nemo_tvkd.scores.store import PairScores
+from nemo_tvkd.scores.shard import PairScores
 
 Rewards = tuple[tuple[float, float], ...]
 """Of each oracle, of the chosen and the rejected response."""

@@ -10,7 +10,9 @@ import pytest
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.statistic import Statistic
-from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
+from nemo_tvkd.scores.identity import Identity, data_fingerprint
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.writer import StoreWriter
 
 PART_SIZE = 3
 REPOSITORY = Path(__file__).resolve().parents[1]

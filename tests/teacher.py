@@ -12,7 +12,7 @@ from nemo_tvkd.checkpoints.hf import find_checkpoint, weights_fingerprint
 from nemo_tvkd.commands.score import ScoringJob
 from nemo_tvkd.data.template import Tokenized
 from nemo_tvkd.parallel.statistic import Statistic
-from nemo_tvkd.scores.store import Identity, data_fingerprint
+from nemo_tvkd.scores.identity import Identity, data_fingerprint
 
 TOLERANCE = 1e-5
 PAIRS = 21

@@ -28,7 +28,7 @@ from nemo_tvkd.losses import METHODS
 from nemo_tvkd.prepare.encoder import Encoder
 from nemo_tvkd.prepare.needs import Needs, resolve_needs
 from nemo_tvkd.prepare.training import Prepared, prepare_training
-from nemo_tvkd.scores.store import PairScores
+from nemo_tvkd.scores.shard import PairScores
 
 TRANSCRIPT = (  # the plain transcript as a jinja file
     "{{ bos_token }}{% for m in messages %}"

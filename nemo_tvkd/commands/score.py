@@ -27,7 +27,9 @@ from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 from nemo_tvkd.runtime.outputs import progress_file
 from nemo_tvkd.runtime.progress import ScoringProgress
-from nemo_tvkd.scores.store import Identity, PairScores, StoreWriter, data_fingerprint
+from nemo_tvkd.scores.identity import Identity, data_fingerprint
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.writer import StoreWriter
 
 _print = partial(print, flush=True)
 

@@ -242,7 +242,7 @@ def _open_store(config: Any, name: str, path: str, scores: str, encoder: Encoder
     need, key = provides(name), option(name, "scores")
     if not scores:
         raise UserError(f"{key} is not set: {need}.mode=cached reads a score store that `nemo-tvkd score` wrote")
-    store = ScoreStore.open(scores, key, mapped=bool(config.data.get("streaming")))
+    store = ScoreStore.open(scores, key)
     if need != REFERENCE_LOGPS and not path and store.identity.tokenizer != encoder.fingerprint:
         raise UserError(
             f"{key}: the score store {store.path} was made with another tokenizer than student.path's: set "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nemo_tvkd import files
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.scores.identity import Identity, data_fingerprint
 
@@ -20,9 +18,15 @@ if TYPE_CHECKING:
     import pyarrow as pa  # imported where it is used: the command line must start without it
 
 SIDES = ("chosen", "rejected")
+PLAN = "plan.json"
 MANIFEST = "manifest.json"  # of a store: its identity, and every part with its sha256
 OUTPUT = "score.output"  # the key that names the directory while it is being written
 _STAMP = b"nemo_tvkd.sha256"  # Parquet metadata: hash of a part's identity and content
+
+
+def part_file(store: Path, part: int) -> Path:
+    """Where a store has its part of this number."""
+    return store / f"part-{part:06d}.parquet"
 
 
 @dataclass
@@ -172,19 +176,3 @@ def _check(row: PairScores, identity: Identity) -> None:
                 f"score.model: pair {row.pair_id}: {name} is NaN or infinite{where}: "
                 "the model overflows or its weights are damaged; check them, or score in a wider precision"
             )
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is never seen, nor left behind by a crash, with part of its bytes under its name."""
-    try:
-        files.write_whole(path, data)
-        directory = os.open(path.parent, os.O_RDONLY)  # the new name, too, must survive a power cut
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-    except OSError as error:
-        raise UserError(
-            f"{OUTPUT}: cannot write {path}: {error.strerror}; make room or give a writable directory, "
-            "then run the same score command again"
-        ) from error

@@ -18,7 +18,9 @@ from nemo_tvkd.checkpoints.hf import find_checkpoint, weights_fingerprint
 from nemo_tvkd.commands.score import ScoringJob
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.parallel.statistic import Statistic
-from nemo_tvkd.scores.store import MANIFEST, Identity, ScoreStore, data_fingerprint
+from nemo_tvkd.scores.identity import Identity, data_fingerprint
+from nemo_tvkd.scores.shard import MANIFEST
+from nemo_tvkd.scores.store import ScoreStore
 
 ONE, TP2, PP2, DP2, TP2PP2 = Layout(), Layout(tp=2), Layout(pp=2), Layout(dp=2), Layout(tp=2, pp=2)
 TOLERANCE = 1e-5

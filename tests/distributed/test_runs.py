@@ -88,7 +88,7 @@ def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
     from nemo_tvkd.commands import score as job
     from nemo_tvkd.config.compose import compose
     from nemo_tvkd.config.values import wanted_values
-    from nemo_tvkd.scores.store import Identity, data_fingerprint
+    from nemo_tvkd.scores.identity import Identity, data_fingerprint
 
     config = compose("score", overrides)
     what = tuple(sorted(config.score.what))

@@ -16,7 +16,8 @@ from nemo_tvkd.checkpoints.hf import find_checkpoint
 from nemo_tvkd.commands.score import ScoringJob
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.statistic import Statistic
-from nemo_tvkd.scores.store import MANIFEST, ScoreStore
+from nemo_tvkd.scores.shard import MANIFEST
+from nemo_tvkd.scores.store import ScoreStore
 
 
 def score_task(output: str, job: ScoringJob, micro: int, part_size: int) -> str:

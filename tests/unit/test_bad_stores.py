@@ -43,11 +43,11 @@ def test_damaged_stores(world: World, fails: Fails, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"values": (WARM,)}, "it has soft_value at temperature 0.5 and soft_value at temperature 0.01 is wanted"),
-        ({"values": (MAX,)}, "it has max and soft_value at temperature 0.01 is wanted"),
+        ({"values": (WARM,)}, "it has soft_value at temperature 0.5 and soft_value at temperature 0.01 is needed"),
+        ({"values": (MAX,)}, "it has max and soft_value at temperature 0.01 is needed"),
         (
             {"values": (WARM, MAX)},
-            "it has max, soft_value at temperature 0.5 and soft_value at temperature 0.01 is wanted",
+            "it has max, soft_value at temperature 0.5 and soft_value at temperature 0.01 is needed",
         ),
         ({"max_length": 512}, "max_length is 512 in the store and 1024 is expected"),
         ({"max_prompt_length": 100}, "max_prompt_length is 100 in the store and 1023 is expected"),
@@ -76,11 +76,11 @@ def test_store_of_another_teacher(world: World, fails: Fails) -> None:
 
 def test_settings_that_leave_the_store(world: World, fails: Fails) -> None:
     message = fails(*world.cached(), "algorithm.beta=0.1")
-    assert "it has soft_value at temperature 0.01 and soft_value at temperature 0.1 is wanted" in message
+    assert "it has soft_value at temperature 0.01 and soft_value at temperature 0.1 is needed" in message
     assert "score the data again with score.value_kind=soft_value score.temperature=0.1, or give " in message
     assert main([*world.cached(), "algorithm.beta=0.1", "algorithm.shaping.temperature=0.01"]) == STARTED
     message = fails(*world.cached(), "algorithm.shaping.value=margin")
-    assert "it has soft_value at temperature 0.01 and margin is wanted; score the data again with " in message
+    assert "it has soft_value at temperature 0.01 and margin is needed; score the data again with " in message
     assert "max_length is 1024 in the store and 256 is expected" in fails(*world.cached(), "data.max_length=256")
     assert "chat_template is " in fails(*world.cached(), "data.chat_template=plain")
     free = ["alpha=2", "shaping.gamma=0.9", "shaping.form=next_value", "shaping.terminal=zero"]
@@ -95,7 +95,7 @@ def test_a_store_of_several_values(world: World, fails: Fails) -> None:
     assert main([*cached, "algorithm.shaping.temperature=0.5"]) == STARTED
     message = fails(*cached, "algorithm.shaping.temperature=0.2")
     there = "max, soft_value at temperature 0.01, soft_value at temperature 0.5"
-    assert f"it has {there} and soft_value at temperature 0.2 is wanted" in message
+    assert f"it has {there} and soft_value at temperature 0.2 is needed" in message
 
 
 def test_a_store_of_ends(world: World, fails: Fails) -> None:
@@ -116,7 +116,7 @@ def test_a_store_of_ends(world: World, fails: Fails) -> None:
             f"{shown}: score the data again with score.value_storage=all"
         )
     for kind in ("logit", "logprob"):
-        assert f"and {kind} is wanted" in fails(*cached, f"algorithm.shaping.value={kind}")
+        assert f"and {kind} is needed" in fails(*cached, f"algorithm.shaping.value={kind}")
 
 
 def test_store_of_other_data(world: World, fails: Fails, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 from chat_templates import LLAMA3_CHAT, LLAMA_PROMPT, MISTRAL_CHAT, MISTRAL_PROMPT
 
 from nemo_tvkd.commands.benchmark.answers import template_ids
-from nemo_tvkd.commands.benchmark.files import claim, read_lines
-from nemo_tvkd.commands.benchmark.prompts import Conversation
+from nemo_tvkd.commands.benchmark.job import claim
+from nemo_tvkd.commands.benchmark.prompts import Conversation, read_lines
 from nemo_tvkd.commands.benchmark.tasks import LEADERBOARD, Task, figures, leaderboard_average, read_tasks
 from nemo_tvkd.config.benchmark import BenchmarkingConfig
 from nemo_tvkd.errors import UserError

@@ -68,7 +68,7 @@ def test_the_output(cases: Cases, tmp_path: Path, fails: Fails) -> None:
 
 
 def test_results_of_another_benchmark(cases: Cases, tmp_path: Path, fails: Fails) -> None:
-    from nemo_tvkd.commands.benchmark.files import claim
+    from nemo_tvkd.commands.benchmark.job import claim
 
     claim(tmp_path, "alpaca_eval", {"weights": "other"})
     line = fails(*cases.options(tmp_path, tasks="[]"))
@@ -88,12 +88,12 @@ def test_names_of_tasks(cases: Cases, tmp_path: Path, fails: Fails) -> None:
     def said(tasks: str, **more: Any) -> str:
         return fails(*cases.options(tmp_path / "out", tasks=tasks, **more))
 
-    assert "benchmark.tasks: arc_chalenge is no task of lm-evaluation-harness; did you mean arc_challenge?" in said(
+    assert "benchmark.tasks: arc_chalenge is not a task of lm-evaluation-harness; did you mean arc_challenge?" in said(
         "[colours,arc_chalenge]"
     )
-    assert "benchmark.tasks: gsm8k:many is no task: write NAME, or NAME:SHOTS" in said('["gsm8k:many"]')
+    assert "benchmark.tasks: gsm8k:many is not a task: write NAME, or NAME:SHOTS" in said('["gsm8k:many"]')
     assert "benchmark.tasks has gsm8k twice" in said('["gsm8k:5",gsm8k]')
-    assert "benchmark.task_folder: nowhere is no folder" in said("colours", task_folder="nowhere")
+    assert "benchmark.task_folder: nowhere is not a folder" in said("colours", task_folder="nowhere")
 
 
 def test_data_that_are_not_here(cases: Cases, tmp_path: Path, fails: Fails) -> None:
@@ -118,7 +118,7 @@ def test_missing_packages(
     [
         ([*PROMPTS[:2], {"prompt": "x"}], 'row 3: "instruction" must be a text that is not empty'),
         ([PROMPTS[0], {"instruction": " "}], 'row 2: "instruction" must be a text'),
-        ([PROMPTS[0], "text"], "row 2 is no JSON object"),
+        ([PROMPTS[0], "text"], "row 2 is not a JSON object"),
         ([], "is empty"),
         ([{"instruction": "word " * 600}], "tokens fill the model's 512 positions"),
     ],
@@ -165,7 +165,7 @@ def test_the_reward_model(cases: Cases, tmp_path: Path, fails: Fails) -> None:
     two = variant(cases, "judge", tmp_path / "two", **labels)
     assert "benchmark.reward_model: " in said(two)
     assert "two has 2 labels: a reward model has one" in said(two)
-    assert "model is no sequence-classification model" in said(cases.model)
+    assert "model is not a sequence-classification model" in said(cases.model)
     silent = variant(cases, "judge", tmp_path / "silent", without="chat_template.jinja")
     assert "silent has no chat template" in said(silent)
 

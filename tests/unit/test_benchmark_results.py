@@ -13,7 +13,7 @@ from benchmark_cases import NEW_TOKENS, PROMPTS, QUESTIONS, SHOTS, Cases, Plain,
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.commands.benchmark.answers import Writer, answer
+from nemo_tvkd.commands.benchmark.answers import Writer, answer, template_ids
 from nemo_tvkd.commands.benchmark.prompts import Conversation
 from nemo_tvkd.commands.benchmark.rewards import score
 
@@ -127,13 +127,19 @@ def test_rewards_of_later_turns_see_the_conversation_so_far(done: Path, plain: P
 
 def test_the_same_command_goes_on_where_it_was(cases: Cases, done: Path, results: dict, tmp_path: Path) -> None:
     output = shutil.copytree(done, tmp_path / "benchmark")
-    for name in ("results.json", "tasks/things.json", "alpaca_eval.json", "rewards/alpaca_eval.jsonl"):
+    for name in (
+        "results.json",
+        "tasks/things.json",
+        "alpaca_eval.json",
+        "rewards/alpaca_eval.jsonl",
+        "mt_bench.jsonl",
+    ):
         (output / name).unlink()
     kept = json.loads((output / "tasks" / "colours.json").read_text()) | {"value": 2.0}
     (output / "tasks" / "colours.json").write_text(json.dumps(kept))
     partial = [{"conversation": n, "turn": 0, "answer": f"kept {n}"} for n in (3, 7)]
     text = "".join(json.dumps(row) + "\n" for row in partial)
-    (output / ".alpaca_eval.partial.jsonl").write_text(text + '{"conversation": 5, "tur')
+    (output / "answers" / "alpaca_eval.jsonl").write_text(text + '{"conversation": 5, "tur')
     assert main(cases.options(output, tasks=f"[colours:{SHOTS},things:0]")) == 0
     found = json.loads((output / "results.json").read_text())
     assert found["tasks"]["colours"]["value"] == 2.0, "a finished task is not run again"
@@ -142,20 +148,22 @@ def test_the_same_command_goes_on_where_it_was(cases: Cases, done: Path, results
     after = json.loads((output / "alpaca_eval.json").read_text())
     assert [n for n in range(12) if after[n] != before[n]] == [3, 7]
     assert [after[n]["output"] for n in (3, 7)] == ["kept 3", "kept 7"]
-    assert [file.name for file in output.glob(".*")] == []
+    finished = [lines(folder / "mt_bench.jsonl") for folder in (done, output)]
+    assert [[row["answer_id"] for row in rows] for rows in finished] == [[row["answer_id"] for row in finished[0]]] * 2
 
 
 def test_answers_end_where_the_models_positions_end(plain: Plain, tmp_path: Path) -> None:
     asked = [Conversation("f:1", ("Say ten words about the lamp.", "word " * 40), 0.0, {})]
     writer = Writer(plain.model, plain.tokenizer, NEW_TOKENS)
-    whole = writer.write([writer.prompt(asked[0].messages([]), "f:1")], 0.0)[0]
-    writer.positions = len(writer.prompt(asked[0].messages([]), "f:1")) + 2
-    said: list[str] = []
-    answers = answer(asked, lambda: writer, 4, tmp_path / "partial.jsonl", said.append)
+    prompt = template_ids(plain.tokenizer, asked[0].messages([]), True, "f:1")
+    whole = writer.write([prompt], 0.0)[0]
+    writer.positions = len(prompt) + 2
+    messages: list[str] = []
+    answers = answer(asked, lambda: writer, 4, tmp_path / "answers.jsonl", messages.append)
     assert len(whole) > len(answers[0][0]) > 0
     assert whole.startswith(answers[0][0])
     assert answers[0][1] == "", "the second question fills the model's positions"
-    assert said[-1] == "answered 2 of 2  00:00:00 left"
+    assert messages[-1] == "answered 2 of 2  00:00:00 left"
 
 
 def test_a_reward_model_without_padding_token(cases: Cases, plain: Plain) -> None:

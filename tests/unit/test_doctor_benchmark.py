@@ -100,7 +100,7 @@ def test_malformed_files(chain: Chain, tmp_path: Path, key: str, rows: list | No
 def test_no_reward_model(chain: Chain, cases: Cases, world: World) -> None:
     name, asked = "exam: benchmark.reward_model", f"exam.benchmark.prompts={cases.prompts}"
     two = chain.config_of("oracle", id2label={"0": "a", "1": "b"}, label2id={"a": 0, "b": 1})
-    for place, said in ((two, "2 labels"), (world.student, "no sequence-classification model"), ("/no/m", "/no/m")):
+    for place, said in ((two, "2 labels"), (world.student, "not a sequence-classification model"), ("/no/m", "/no/m")):
         line = chain.only(name, asked, f"exam.benchmark.reward_model='{place}'")
         assert line.startswith("FAIL")
         assert said in line

@@ -1,6 +1,7 @@
 """The score store: exact round trips, whatever the part size and order, in few bytes."""
 
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from score_jobs import REPOSITORY, make_identity, make_ids, make_scores, run_job
 
-from nemo_tvkd.scores.store import PairScores, ScoreStore, StoreWriter
+from nemo_tvkd.errors import UserError
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.store import ScoreStore
+from nemo_tvkd.scores.writer import StoreWriter
 
 
 @pytest.fixture
@@ -78,6 +82,31 @@ def test_the_same_pair_twice_is_two_rows(tmp_path: Path) -> None:
     store = ScoreStore.open(tmp_path / "s")
     assert len(store) == 6
     assert_equal(store.get(ids[0]), make_scores(ids[:1])[0])
+
+
+def test_a_store_larger_than_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the parts used last stay in memory; another process reads them again, but verifies none twice."""
+    ids = make_ids(20)
+    run_job(tmp_path / "s", ids)
+    whole = ScoreStore.open(tmp_path / "s")
+    sizes = [table.nbytes for table in whole._held.values()]
+    assert len(sizes) == 7
+    budget = 2 * max(sizes) + 1
+    monkeypatch.setattr("nemo_tvkd.scores.store.HELD_BYTES", budget)
+    store = ScoreStore.open(tmp_path / "s")
+    monkeypatch.setattr("nemo_tvkd.scores.store.read_part", None)
+    travelled = pickle.dumps(store)
+    assert len(travelled) < len(pickle.dumps(whole._held))
+    for one in (store, pickle.loads(travelled)):
+        for row in np.random.default_rng(0).permutation(20):
+            assert_equal(one.get(ids[row]), make_scores(ids[row : row + 1])[0])
+            assert sum(table.nbytes for table in one._held.values()) == one._bytes <= budget
+        assert one.numbers("logprob").tolist() == whole.numbers("logprob").tolist()
+        one.check_covers(ids, ids, "teacher.scores")
+        with pytest.raises(UserError, match=r"^teacher\.scores: 1 of 2 pairs .* b;"):
+            one.check_covers([ids[0], ids[0] + "0"], ["a", "b"], "teacher.scores")
+        with pytest.raises(KeyError):
+            one.get("0")
 
 
 def test_order_of_what_makes_no_difference(ids: list[str]) -> None:

@@ -9,7 +9,8 @@ from score_jobs import PART_SIZE, digests, flip, make_identity, make_ids, make_s
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.statistic import Statistic
-from nemo_tvkd.scores.store import ScoreStore, StoreWriter
+from nemo_tvkd.scores.store import ScoreStore
+from nemo_tvkd.scores.writer import StoreWriter
 
 MAX, SHARP = Statistic("max"), Statistic("soft_value", 0.1)
 SHOWN = '{"kind": "soft_value", "temperature": 0.1}'
@@ -293,13 +294,13 @@ def test_a_value_that_is_not_there_is_named(tmp_path: Path, ids: list[str]) -> N
         message = one_line(error)
         assert message.startswith(f"teacher.scores: the score store {tmp_path / 's'} ")
         assert "has max, soft_value at temperature 0.01, soft_value at temperature 0.1 " in message
-        assert f" and {shown} is wanted; score the data again with " in message
+        assert f" and {shown} is needed; score the data again with " in message
         assert remedy in message
 
 
 def test_a_store_without_values_says_so(tmp_path: Path, ids: list[str]) -> None:
     run_job(tmp_path / "s", ids, what=("logprob",))
-    with pytest.raises(UserError, match="it has no value and max is wanted") as error:
+    with pytest.raises(UserError, match="it has no value and max is needed") as error:
         ScoreStore.open(tmp_path / "s").value_stem(MAX, "oracle.scores")
     assert one_line(error).startswith("oracle.scores: ")
 

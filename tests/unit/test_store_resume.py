@@ -11,7 +11,9 @@ import pytest
 from score_jobs import REPOSITORY, digests, flip, make_ids, make_scores, run_job
 
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.scores.store import PairScores, ScoreStore, StoreWriter
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.store import ScoreStore
+from nemo_tvkd.scores.writer import StoreWriter
 
 
 @pytest.fixture

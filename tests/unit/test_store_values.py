@@ -11,7 +11,10 @@ from score_jobs import PART_SIZE, digests, make_identity, make_ids, make_scores,
 
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.parallel.statistic import ACTION_KINDS, VALUE_KINDS, Statistic
-from nemo_tvkd.scores.store import Identity, PairScores, ScoreStore, StoreWriter
+from nemo_tvkd.scores.identity import Identity
+from nemo_tvkd.scores.shard import PairScores
+from nemo_tvkd.scores.store import ScoreStore
+from nemo_tvkd.scores.writer import StoreWriter
 
 SHARP, SOFT, MAX = Statistic("soft_value", 0.01), Statistic("soft_value", 0.1), Statistic("max")
 STEMS = ["value/max", "value/soft_value@0.01", "value/soft_value@0.1"]
@@ -86,7 +89,7 @@ def test_a_value_is_found_by_kind_and_temperature(tmp_path: Path, ids: list[str]
     assert [three.value_stem(value, "k") for value in (MAX, SHARP, SOFT)] == STEMS
     near = Statistic("soft_value", 0.1 * (1 + 1e-12))
     assert (three.value_stem(near, "k"), one.value_stem(near, "k")) == (STEMS[2], "value")
-    with pytest.raises(UserError, match=r"it has soft_value at temperature 0\.1 and max is wanted"):
+    with pytest.raises(UserError, match=r"it has soft_value at temperature 0\.1 and max is needed"):
         one.value_stem(MAX, "k")
 
 

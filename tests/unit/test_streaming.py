@@ -1,12 +1,10 @@
 """data.streaming from a configuration to a run's items: the same as in memory, whatever joins them."""
 
 import json
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from bad_input import nemo_stays_out
 from oracle_settings import Oracles, make_oracles
@@ -20,9 +18,7 @@ from nemo_tvkd.data.batch import micro_batches
 from nemo_tvkd.data.lazy import Chained, Lazy, Mapped, Selected
 from nemo_tvkd.data.noise import is_flipped
 from nemo_tvkd.data.readings import pair_ids, tokens_of, with_others
-from nemo_tvkd.errors import UserError
 from nemo_tvkd.prepare.training import Prepared, check_output
-from nemo_tvkd.scores.store import ScoreStore
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks", "cache")
 
@@ -172,47 +168,6 @@ def test_scoring_reads_the_same_rows(oracles: Oracles, tmp_path: Path) -> None:
         assert [plain(row) for row in writers[0].part_rows(part, lazy.rows)] == [
             plain(row) for row in writers[1].part_rows(part, listed.rows)
         ]
-
-
-# --- stores -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_store_that_is_mapped(oracles: Oracles, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its parts are verified and read once; then its copy is, also by another process."""
-    path = oracles.setting.store("score.what=[value,logprob]", "score.part_size=3")
-    held = ScoreStore.open(path)
-    ids = [pair_id for table in held._tables for pair_id in table.column("pair_id").to_pylist()]
-    before = set((cache / "scores").glob("*"))
-    first = ScoreStore.open(path, mapped=True)
-    (folder,) = set((cache / "scores").glob("*[0-9a-f]")) - before
-    monkeypatch.setattr("nemo_tvkd.scores.store.read_part", None)
-    again = ScoreStore.open(path, mapped=True)
-    sent = pickle.dumps(again)
-    assert len(sent) < 1000
-    for store in (first, again, pickle.loads(sent)):
-        assert len(store) == len(held) == len(TEXTS)
-        assert [plain(store.get(pair_id)) for pair_id in ids] == [plain(held.get(pair_id)) for pair_id in ids]
-        assert store.numbers("logprob").tolist() == held.numbers("logprob").tolist()
-        store.check_covers(ids, ids, "teacher.scores")
-        with pytest.raises(UserError, match=r"teacher\.scores: 1 of 2 pairs are not in the store \S+, first b;"):
-            store.check_covers([ids[0], ids[0] + "0"], ["a", "b"], "teacher.scores")
-        with pytest.raises(KeyError):
-            store.get("0")
-    (file,) = folder.glob("*.arrow")
-    mapped = sum(column.nbytes for table in first._tables for column in table.columns)
-    assert file.stat().st_size > mapped > 0
-    before_bytes = pa.total_allocated_bytes()
-    assert len(ScoreStore.open(path, mapped=True)) == len(TEXTS)
-    assert pa.total_allocated_bytes() - before_bytes < mapped / 2, "the parts are in memory"
-
-
-def test_a_damaged_part_is_found_before_it_is_mapped(oracles: Oracles) -> None:
-    path = oracles.setting.store("score.part_size=3")
-    part = path / "part-000001.parquet"
-    part.write_bytes(part.read_bytes()[:-1] + b"x")
-    for mapped in (True, False, True):
-        with pytest.raises(UserError, match=r"^k\.scores: \S+part-000001\.parquet is truncated or corrupted"):
-            ScoreStore.open(path, "k.scores", mapped=mapped)
 
 
 # --- sequences --------------------------------------------------------------------------------------------------------

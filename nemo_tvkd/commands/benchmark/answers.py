@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.commands.benchmark.files import as_jsonl, read_lines, write_whole
 from nemo_tvkd.commands.benchmark.models import positions
-from nemo_tvkd.commands.benchmark.prompts import Answers, Conversation
+from nemo_tvkd.commands.benchmark.prompts import Answers, Conversation, as_jsonl, read_lines
 from nemo_tvkd.data.chat_template import TEMPLATE_DATE
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_result
 
 GREEDY = 1e-4
 """Temperatures below are greedy, as in FastChat."""
@@ -28,14 +28,6 @@ class Writer:
         self.ends = set(ends if isinstance(ends, list) else [ends])
         # Where a model has no padding token any id will do: padding is masked, and answers are cut at their end.
         self.pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.ends - {None}, default=0)
-
-    def prompt(self, messages: list[dict[str, str]], source: str) -> list[int]:
-        """Token ids of a conversation with its generation prompt.
-
-        Raises:
-            UserError: the template refuses it; names `source`.
-        """
-        return template_ids(self.tokenizer, messages, True, source)
 
     def room(self, prompt: Sequence[int]) -> int:
         """How many tokens an answer may have: max_new_tokens, or less where the model's positions end."""
@@ -90,28 +82,29 @@ def template_ids(tokenizer: Any, messages: list[dict[str, str]], generation_prom
 
 
 def answer(
-    asked: Sequence[Conversation], get_writer: Callable[[], Writer], batch_size: int, partial: Path, say: Callable
+    asked: Sequence[Conversation], get_writer: Callable[[], Writer], batch_size: int, file: Path, say: Callable
 ) -> Answers:
-    """The answers to all turns, in order; those that `partial` has from before are taken from there.
+    """The answers to all turns, in order; those that `file` has from before are taken from there.
 
     Args:
         get_writer: loads the model, if anything is left to be answered.
-        partial: file that answers are added to as they come.
+        file: JSON lines with `conversation`, `turn` and `answer`; answers are added as they come.
 
     Raises:
         UserError: a question that fills the model's positions by itself; names its row. A later turn that finds no
             room is answered by an empty text.
     """
-    done = {(row["conversation"], row["turn"]): row["answer"] for row in read_lines(partial)}
-    write_whole(partial, as_jsonl([_line(*key, text) for key, text in done.items()]))  # without half a line at the end
+    rows = read_lines(file)
+    done: dict[tuple[int, int], str] = {(row["conversation"], row["turn"]): row["answer"] for row in rows}
+    write_result(file, as_jsonl(rows))  # without half a line at the end
     pace = _Pace(sum(len(one.turns) for one in asked), len(done), say)
-    with partial.open("a", encoding="utf-8") as file:
+    with file.open("a", encoding="utf-8") as stream:
         for turn in range(max(len(one.turns) for one in asked)):
             left = [i for i, one in enumerate(asked) if turn < len(one.turns) and (i, turn) not in done]
             for some, texts in _turn(asked, left, turn, done, get_writer, batch_size):
                 done |= {(i, turn): text for i, text in zip(some, texts, strict=True)}
-                file.write(as_jsonl([_line(i, turn, done[i, turn]) for i in some]))
-                file.flush()
+                stream.write(as_jsonl([{"conversation": i, "turn": turn, "answer": done[i, turn]} for i in some]))
+                stream.flush()
                 pace.advance(len(some))
     return [[done[i, turn] for turn in range(len(one.turns))] for i, one in enumerate(asked)]
 
@@ -129,7 +122,7 @@ def _turn(
         return
     writer = get_writer()
     before = {i: [done[i, earlier] for earlier in range(turn)] for i in left}
-    prompts = {i: writer.prompt(asked[i].messages(before[i]), asked[i].source) for i in left}
+    prompts = {i: template_ids(writer.tokenizer, asked[i].messages(before[i]), True, asked[i].source) for i in left}
     full = [i for i in left if writer.room(prompts[i]) < 1]
     if full and turn == 0:
         size = len(prompts[full[0]])
@@ -142,10 +135,6 @@ def _turn(
     batches += [[i] for i in ordered if asked[i].temperature >= GREEDY]
     for some in batches:
         yield some, writer.write([prompts[i] for i in some], asked[some[0]].temperature)
-
-
-def _line(conversation: int, turn: int, text: str) -> dict[str, Any]:
-    return {"conversation": conversation, "turn": turn, "answer": text}
 
 
 class _Pace:

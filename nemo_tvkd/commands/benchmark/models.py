@@ -1,57 +1,29 @@
 """Hugging Face models on this machine: one GPU, several of them, or the CPU."""
 
-import io
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.errors import UserError
 
-SECONDS_BETWEEN_LINES = 30.0
-
 
 def quiet() -> None:
-    """Keep the libraries' own logs and, unless someone watches, their progress bars out of the output.
+    """Keep the libraries' own logs and, in a log, their progress bars out of the output.
 
-    Called before they are imported: tqdm reads its variable then.
+    Called before they are imported: tqdm reads its variables then. Bars that cannot be switched off move rarely.
     """
     if os.environ.get("NEMO_TVKD_DEBUG") == "1":
         return
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # no warning from a tokenizer in a forked process
     for name in ("lm_eval", "datasets", "transformers", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
-
-
-class _Lines(io.TextIOBase):
-    """Takes progress bars, and shows the newest as a line now and then."""
-
-    def __init__(self) -> None:
-        self.shown = time.monotonic()
-
-    def write(self, text: str) -> int:
-        if (line := text.strip()) and time.monotonic() - self.shown > SECONDS_BETWEEN_LINES:
-            self.shown = time.monotonic()
-            print(line.splitlines()[-1], flush=True)
-        return len(text)
-
-
-@contextmanager
-def bars_as_lines() -> Iterator[None]:
-    """In a job's log, progress bars that know no switch become a line every 30 seconds."""
-    if sys.stderr.isatty() or os.environ.get("NEMO_TVKD_DEBUG") == "1":
-        yield
-        return
-    with redirect_stderr(_Lines()):
-        yield
 
 
 def load_model(kind: str, checkpoint: Checkpoint, key: str, precision: str) -> Any:
@@ -71,15 +43,15 @@ def load_model(kind: str, checkpoint: Checkpoint, key: str, precision: str) -> A
     place = "auto" if gpus > 1 else {"": 0} if gpus else None
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     try:
-        model, found = getattr(transformers, kind).from_pretrained(
+        model, report = getattr(transformers, kind).from_pretrained(
             checkpoint.path, torch_dtype=dtype, device_map=place, output_loading_info=True
         )
     except Exception as error:  # damaged files surface as whatever safetensors or a model's class raises
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise UserError(f"{key}: {checkpoint.path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
-    if found["missing_keys"]:  # transformers draws them at random
-        raise UserError(f"{key}: {checkpoint.path} has no weights for {sorted(found['missing_keys'])[0]}")
+    if report["missing_keys"]:  # transformers draws them at random
+        raise UserError(f"{key}: {checkpoint.path} has no weights for {sorted(report['missing_keys'])[0]}")
     return model.eval()
 
 

@@ -20,14 +20,14 @@ def score(asked: Sequence[Conversation], answers: Answers, model: Any, tokenizer
     than the model's positions the end is read; its row has `"cut": true`.
 
     Raises:
-        UserError: a reward that is no number.
+        UserError: a reward that is NaN or infinite.
     """
     rows: list[dict[str, Any]] = []
     texts: list[list[int]] = []
     limit = positions(model.config)
-    for number, (one, said) in enumerate(zip(asked, answers, strict=True)):
-        for turn in range(len(said)):
-            messages = one.messages(said[: turn + 1])[: 2 * turn + 2]  # without the next question
+    for number, (one, turns) in enumerate(zip(asked, answers, strict=True)):
+        for turn in range(len(turns)):
+            messages = one.messages(turns[: turn + 1])[: 2 * turn + 2]  # without the next question
             ids = template_ids(tokenizer, messages, False, one.source)
             texts.append(ids[-limit:])
             rows.append({"row": number, "turn": turn} | ({"cut": True} if len(ids) > limit else {}))
@@ -44,7 +44,7 @@ def score(asked: Sequence[Conversation], answers: Answers, model: Any, tokenizer
 
 
 def _rewards(model: Any, texts: list[list[int]]) -> list[float]:
-    """Of sequences padded on the right with the model's own padding token."""
+    """Rewards of sequences, padded on the right with the model's own padding token."""
     import torch
 
     width = max(map(len, texts))

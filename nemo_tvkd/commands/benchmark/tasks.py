@@ -9,28 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.commands.benchmark.models import bars_as_lines
-from nemo_tvkd.config.benchmark import LEADERBOARD_TASKS
 from nemo_tvkd.config.values import as_list
 from nemo_tvkd.errors import UserError
 
 KEY = "benchmark.tasks"
-LEADERBOARD: dict[str, tuple[int, str]] = dict(
-    zip(
-        LEADERBOARD_TASKS,
-        (
-            (25, "acc_norm,none"),
-            (10, "acc_norm,none"),
-            (0, "acc,none"),  # mc2: the probability of the true answers
-            (5, "acc,none"),
-            (5, "acc,none"),
-            # The leaderboard's harness (commit b281b09) took the number behind "####" alone: lm-eval's strict-match.
-            # Its answers also ended at every ":", which lm-eval has given up since.
-            (5, "exact_match,strict-match"),
-        ),
-        strict=True,
-    )
-)
+LEADERBOARD: dict[str, tuple[int, str]] = {
+    "arc_challenge": (25, "acc_norm,none"),
+    "hellaswag": (10, "acc_norm,none"),
+    "truthfulqa_mc2": (0, "acc,none"),  # mc2: the probability of the true answers
+    "mmlu": (5, "acc,none"),
+    "winogrande": (5, "acc,none"),
+    # The leaderboard's harness (commit b281b09) took the number behind "####" alone: lm-eval's strict-match.
+    # Its answers also ended at every ":", which lm-eval has given up since.
+    "gsm8k": (5, "exact_match,strict-match"),
+}
 """Shots and metric of the Open LLM Leaderboard v1."""
 METRICS = ("acc_norm", "acc", "exact_match")
 """Which metric of another task is shown, where it has several."""
@@ -42,20 +34,20 @@ class Task:
 
     name: str
     shots: int | None
-    """None: what the task itself says."""
+    """None: the task's own."""
 
 
 def read_tasks(value: Any) -> list[Task]:
     """`benchmark.tasks` as tasks; those of the leaderboard have its shots unless others are asked for.
 
     Raises:
-        UserError: no name, or one given twice.
+        UserError: an entry that is not a name, or one given twice.
     """
     tasks: dict[str, Task] = {}
     for entry in as_list(value) if value not in (None, "") else []:
         match = re.fullmatch(r"([^\s:]+)(?::(\d+))?", str(entry))
         if match is None:
-            raise UserError(f"{KEY}: {entry} is no task: write NAME, or NAME:SHOTS with a whole number")
+            raise UserError(f"{KEY}: {entry} is not a task: write NAME, or NAME:SHOTS with a whole number")
         name, shots = match[1], match[2]
         if name in tasks:
             raise UserError(f"{KEY} has {name} twice")
@@ -77,7 +69,7 @@ def find_tasks(tasks: list[Task], options: Any) -> Any:
         if (module == "lm_eval" or options.backend == "vllm") and importlib.util.find_spec(module) is None:
             raise UserError(f"{KEY}: {module} is not installed here: {install}")
     if options.task_folder and not Path(options.task_folder).is_dir():
-        raise UserError(f"benchmark.task_folder: {options.task_folder} is no folder")
+        raise UserError(f"benchmark.task_folder: {options.task_folder} is not a folder")
     from lm_eval.tasks import TaskManager
 
     try:
@@ -92,7 +84,7 @@ def find_tasks(tasks: list[Task], options: Any) -> Any:
         if task.name not in known:
             near = difflib.get_close_matches(task.name, known, 1, cutoff=0.5)
             hint = f"did you mean {near[0]}?" if near else "`lm_eval ls tasks` lists them"
-            raise UserError(f"{KEY}: {task.name} is no task of lm-evaluation-harness; {hint}")
+            raise UserError(f"{KEY}: {task.name} is not a task of lm-evaluation-harness; {hint}")
     return catalogue
 
 
@@ -140,22 +132,21 @@ def run_task(task: Task, model: Any, catalogue: Any, options: Any) -> dict[str, 
 
     # These ask pip, git and the driver about the machine, 10 s for each task, and nothing of it is kept.
     evaluator.add_env_info = evaluator.get_git_commit_hash = lambda *args: None
-    with bars_as_lines():
-        found = evaluator.simple_evaluate(
-            model=model,
-            tasks=[task.name],
-            num_fewshot=task.shots,
-            limit=options.limit,
-            apply_chat_template=options.apply_chat_template,
-            task_manager=catalogue,
-            log_samples=False,
-        )
-    assert found is not None, "one process is rank 0"
+    report = evaluator.simple_evaluate(
+        model=model,
+        tasks=[task.name],
+        num_fewshot=task.shots,
+        limit=options.limit,
+        apply_chat_template=options.apply_chat_template,
+        task_manager=catalogue,
+        log_samples=False,
+    )
+    assert report is not None, "one process is rank 0"
     kept = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better", "configs")
-    return figures(task.name, found) | {"lm_eval": {name: found[name] for name in kept if name in found}}
+    return figures(task.name, report) | {"lm_eval": {name: report[name] for name in kept if name in report}}
 
 
-def figures(name: str, found: dict[str, Any]) -> dict[str, Any]:
+def figures(name: str, report: dict[str, Any]) -> dict[str, Any]:
     """metric, value, stderr, shots and samples of a task from what lm-evaluation-harness returns.
 
     A group's value is the mean over its tasks, each counting the same (so did the leaderboard for MMLU's 57 subjects;
@@ -164,30 +155,30 @@ def figures(name: str, found: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: a group whose tasks have no metric in common.
     """
-    parts = list(found["n-samples"])
-    common = [key for key in found["results"][parts[0]] if all(key in found["results"][part] for part in parts)]
+    parts, results = list(report["n-samples"]), report["results"]
+    common = [key for key in results[parts[0]] if all(key in results[part] for part in parts)]
     metrics = [key for key in common if "," in key and "_stderr," not in key]
-    wanted = [LEADERBOARD[name][1]] if name in LEADERBOARD else []
-    wanted += [metric for kind in METRICS for metric in metrics if metric.split(",")[0] == kind]
-    metric = next((metric for metric in [*wanted, *metrics] if metric in metrics), None)
+    preferred = [LEADERBOARD[name][1]] if name in LEADERBOARD else []
+    preferred += [metric for kind in METRICS for metric in metrics if metric.split(",")[0] == kind]
+    metric = next((metric for metric in [*preferred, *metrics] if metric in metrics), None)
     if metric is None:
         raise UserError(f"{KEY}: the tasks of {name} have no metric in common: name them one by one")
-    values = [found["results"][part][metric] for part in parts]
-    errors = [found["results"][part].get(metric.replace(",", "_stderr,")) for part in parts]
+    values = [results[part][metric] for part in parts]
+    errors = [results[part].get(metric.replace(",", "_stderr,")) for part in parts]
     known = [error for error in errors if isinstance(error, int | float) and math.isfinite(error)]
-    shots = {found["n-shot"].get(part) for part in parts}
+    shots = {report["n-shot"].get(part) for part in parts}
     return {
         "metric": metric,
         "value": math.fsum(values) / len(parts),
         "stderr": math.sqrt(math.fsum(e * e for e in known)) / len(parts) if len(known) == len(parts) else None,
         "shots": shots.pop() if len(shots) == 1 else None,
-        "samples": sum(found["n-samples"][part]["effective"] for part in parts),
+        "samples": sum(report["n-samples"][part]["effective"] for part in parts),
     }
 
 
 def leaderboard_average(results: dict[str, dict[str, Any]], options: Any) -> float | None:
     """The mean of the six tasks (0 to 1), or None where one is missing or was run in another way."""
-    asked = results.keys() >= LEADERBOARD.keys() and options.limit is None and not options.apply_chat_template
-    if not asked or any(results[name]["shots"] != shots for name, (shots, _) in LEADERBOARD.items()):
+    comparable = results.keys() >= LEADERBOARD.keys() and options.limit is None and not options.apply_chat_template
+    if not comparable or any(results[name]["shots"] != shots for name, (shots, _) in LEADERBOARD.items()):
         return None
     return math.fsum(results[name]["value"] for name in LEADERBOARD) / len(LEADERBOARD)
