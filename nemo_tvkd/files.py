@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 from typing import IO, Any
 
+from nemo_tvkd.errors import UserError
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
 """What a file system without locks answers: Lustre and NFS as some clusters mount them."""
 POLL_SECONDS = 0.2
-
-from nemo_tvkd.errors import UserError
 
 
 def write_whole(path: Path, data: str | bytes) -> None:

@@ -11,9 +11,9 @@ with the bytes of a job that was never killed, whatever the data-parallel layout
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +63,17 @@ class PairIndex:
 class ScoreStore:
     """A finished store, read: pair_id to scores. Parts are kept decoded, the last ones used, up to HELD_BYTES.
 
-    A store that travels to another process is its path and its index; parts are read there again.
+    A store that travels to another process is little more than its path: what is needed there is read again.
     """
 
-    def __init__(self, path: Path, identity: Identity, part_size: int) -> None:
+    def __init__(self, path: Path, identity: Identity, part_size: int, parts: int) -> None:
         """Use `open`."""
         self.path = path
         self.identity = identity
         self._part_size = part_size
+        self._parts = range(parts)
         self._held: dict[int, pa.Table] = {}
         self._bytes = 0
-        self._index = PairIndex([])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], key: str = "teacher.scores") -> ScoreStore:
@@ -90,16 +90,21 @@ class ScoreStore:
             raise UserError(f"{key}: no score store at {path}: give a directory that `nemo-tvkd score` wrote")
         manifest = read_json(path / MANIFEST, key, again)
         try:
-            store = cls(path, Identity.from_json(manifest["identity"]), int(manifest["part_size"]))
             listed = [(path / entry["file"], entry["sha256"]) for entry in manifest["parts"]]
+            identity, part_size = Identity.from_json(manifest["identity"]), int(manifest["part_size"])
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{key}: {path / MANIFEST} is damaged: {again}") from error
-        tables = (read_part(file, sha256, store.identity, key) for file, sha256 in listed)
+        store = cls(path, identity, part_size, len(listed))
+        tables = (read_part(file, sha256, identity, key) for file, sha256 in listed)
         store._index = PairIndex(store._hold(part, table)["pair_id"].to_pylist() for part, table in enumerate(tables))
         return store
 
+    @cached_property
+    def _index(self) -> PairIndex:
+        return PairIndex(self._table(part)["pair_id"].to_pylist() for part in self._parts)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_held": {}, "_bytes": 0}
+        return {name: value for name, value in self.__dict__.items() if name != "_index"} | {"_held": {}, "_bytes": 0}
 
     def _hold(self, part: int, table: pa.Table) -> pa.Table:
         """Keep a part in memory, in place of the ones that were used longest ago where there is no room."""
@@ -169,7 +174,7 @@ class ScoreStore:
 
     def numbers(self, stem: str) -> np.ndarray:
         """A score that is one number a response, of all pairs: the chosen responses', then the rejected ones'."""
-        tables = [self._table(part) for part in range(math.ceil(len(self) / self._part_size))]
+        tables = [self._table(part) for part in self._parts]
         return np.concatenate([table.column(f"{side}_{stem}").to_numpy() for side in SIDES for table in tables])
 
     def get(self, pair_id: str) -> PairScores:

@@ -96,7 +96,7 @@ def test_a_store_larger_than_its_memory(tmp_path: Path, monkeypatch: pytest.Monk
     store = ScoreStore.open(tmp_path / "s")
     monkeypatch.setattr("nemo_tvkd.scores.store.read_part", None)
     travelled = pickle.dumps(store)
-    assert len(travelled) < len(pickle.dumps(whole._held))
+    assert len(travelled) < 1000
     for one in (store, pickle.loads(travelled)):
         for row in np.random.default_rng(0).permutation(20):
             assert_equal(one.get(ids[row]), make_scores(ids[row : row + 1])[0])
