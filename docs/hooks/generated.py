@@ -37,7 +37,7 @@ def modules() -> str:
     """Every module of the package with the first sentence of its docstring, a table for each folder."""
     package = REPOSITORY / "nemo_tvkd"
     parts = []
-    for folder in [package, *sorted(path.parent for path in package.glob("*/__init__.py"))]:
+    for folder in sorted(path.parent for path in package.rglob("__init__.py")):
         rows = []
         for file in sorted(folder.glob("*.py")):
             text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""

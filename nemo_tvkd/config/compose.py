@@ -3,7 +3,7 @@
 import difflib
 import re
 from copy import deepcopy
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +76,9 @@ def _composed(command: str, groups: tuple[str, ...], folder: str, files: object)
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from hydra.core.config_store import ConfigStore
     from hydra.core.global_hydra import GlobalHydra
 
-    store = ConfigStore.instance()
-    store.store(name=f"{command}_schema", node=COMMANDS[command].schema)
-    for name, node in ALGORITHMS.items() if command in TRAINING else ():
-        store.store(group="algorithm", name=f"{name}_schema", node=node)
+    _store_schemas(command)
     place = [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"] if folder else []
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(package_folder("conf")), version_base="1.3"):
@@ -90,6 +86,16 @@ def _composed(command: str, groups: tuple[str, ...], folder: str, files: object)
             return hydra_compose(command, overrides=[*place, *groups])
         except Exception as error:
             raise UserError(_mistake(error)) from error
+
+
+@cache
+def _store_schemas(command: str) -> None:
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name=f"{command}_schema", node=COMMANDS[command].schema)
+    for name, node in ALGORITHMS.items() if command in TRAINING else ():
+        store.store(group="algorithm", name=f"{name}_schema", node=node)
 
 
 def _resolve(config: Any) -> None:

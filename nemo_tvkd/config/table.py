@@ -42,6 +42,11 @@ class Command:
     subcommand: str = ""
     first: str = ""
 
+    def __post_init__(self) -> None:
+        if self.config:
+            cfg = Option("--cfg", "job", "print the resolved configuration and do nothing else")
+            object.__setattr__(self, "options", (*self.options, cfg))
+
     @property
     def schema(self) -> Any:
         """The dataclass of its keys, imported only when it is needed: `nemo-tvkd --help` is to be quick."""
@@ -49,7 +54,6 @@ class Command:
         return getattr(import_module(f"nemo_tvkd.config.{module}"), name)
 
 
-CFG = Option("--cfg", "job", "print the resolved configuration and do nothing else")
 CONFIG_DIR = Option("--config-dir", "DIR", "look for DIR/recipe/NAME.yaml and DIR/cluster/NAME.yaml as well", "folder")
 
 COMMANDS = {
@@ -60,7 +64,6 @@ COMMANDS = {
         config="commands:TrainConfig",
         options=(
             Option("--from", "RUN_DIR", "repeat a run (its config.yaml); with trainer.output_dir=NEW and other keys"),
-            CFG,
         ),
     ),
     "score": Command(
@@ -68,42 +71,36 @@ COMMANDS = {
         "nemo-tvkd score score.model=TEACHER data.train=pairs.jsonl score.what=[value] score.output=scores",
         "score:main",
         config="commands:ScoreConfig",
-        options=(CFG,),
     ),
     "import-hf": Command(
         "converts a Hugging Face checkpoint to a NeMo checkpoint",
         "nemo-tvkd import-hf source=DIR_OR_ID output=DIR",
         "convert:import_main",
         config="commands:ImportConfig",
-        options=(CFG,),
     ),
     "export-hf": Command(
         "converts a NeMo checkpoint to Hugging Face (safetensors, tokenizer, chat template, generation config)",
         "nemo-tvkd export-hf checkpoint=RUN_OR_CHECKPOINT output=DIR",
         "convert:export_main",
         config="commands:ExportConfig",
-        options=(CFG,),
     ),
     "evaluate": Command(
         "measures preference accuracy, margins and rewards of a checkpoint (HF or NeMo) on pairs",
         "nemo-tvkd evaluate checkpoint=C data.validation=pairs.jsonl output=E.json",
         "evaluate:main",
         config="commands:EvaluateConfig",
-        options=(CFG,),
     ),
     "inspect": Command(
         "draws shaping, values and rewards by token for chosen pairs, as one HTML file",
         "nemo-tvkd inspect checkpoint=TEACHER data.validation=pairs.jsonl output=shaping.html",
         "inspect:main",
         config="commands:InspectConfig",
-        options=(CFG,),
     ),
     "data": Command(
         "data check PATH: shows what was recognised in a data file: counts, lengths, bad rows, rendered examples",
         "nemo-tvkd data check pairs.jsonl tokenizer=MODEL data.max_length=1024",
         "data_check:main",
         config="commands:DataCheckConfig",
-        options=(CFG,),
         subcommand="check",
         first="data.train",
     ),
@@ -112,7 +109,6 @@ COMMANDS = {
         "nemo-tvkd benchmark checkpoint=HF_DIR output=DIR",
         "benchmark:main",
         config="benchmark:BenchmarkConfig",
-        options=(CFG,),
     ),
     "submit": Command(
         "composes a recipe into Slurm jobs with dependencies and submits them; --dry-run prints them",
@@ -125,7 +121,6 @@ COMMANDS = {
             Option("--from", "STAGE", "do this stage and those after it again; what they wrote is set aside", "start"),
             Option("--here", "STAGE", "run one stage on this machine, without Slurm", "here"),
             CONFIG_DIR,
-            CFG,
         ),
         notes=(
             "STAGE.KEY=VALUE sets a key of one stage's command, STAGE.cluster.KEY=VALUE one of its job. Several\n"
@@ -139,7 +134,7 @@ COMMANDS = {
         "doctor:main",
         takes="recipe",
         config="cluster:SubmitConfig",
-        options=(CONFIG_DIR, CFG),
+        options=(CONFIG_DIR,),
         notes=(
             "It takes the arguments of submit; without a recipe it checks this machine alone. Under srun all ranks\n"
             "take part in an all-reduce.\n"
@@ -165,7 +160,6 @@ COMMANDS = {
         "nemo-tvkd bench step parallel.tensor_model_parallel_size=2 bench.output=bench.json",
         "bench:main",
         config="commands:BenchConfig",
-        options=(CFG,),
         first="bench.part",
     ),
 }
