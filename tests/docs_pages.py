@@ -1,6 +1,7 @@
 """The code blocks of docs/: which are run, which are only checked, and what they must print.
 
 ```bash {.run}        run, in order, in the folder that all such blocks of the site share (the tutorial's come first)
+```python {.run}      run likewise; a page's blocks are one program, whose output blocks are compared in order
 ```text {.output}     what the block before it prints, in this order: numbers may differ; `...` leaves lines out
 ```bash               its `nemo-tvkd` commands are composed, so that their keys exist
 """
@@ -28,7 +29,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.language == "bash" and ".run" in self.options
+        return self.language in ("bash", "python") and ".run" in self.options
 
     @property
     def is_output(self) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from docs_pages import DOCS, PAGES, Block, blocks, lines_of, missing_output, nemo_tvkd_words
-from forked_commands import run_command
+from forked_commands import Command, run_command
 
 REPOSITORY = DOCS.parent
 FIRST = DOCS / "tutorial.md"
@@ -33,13 +33,29 @@ def environment(folder: Path) -> dict[str, str]:
 
 def run_page(page: Path, folder: Path, environment: dict[str, str]) -> None:
     """Run a page's blocks in order; what an output block shows must have been printed by the block before it."""
-    printed = ""
+    printed = run_python(page, folder, environment)
     for block in blocks(page):
-        if block.runs:
+        if block.runs and block.language == "bash":
             printed = "".join(run_line(line, block, folder, environment) for line in lines_of(block.text))
         elif block.is_output:
             absent = missing_output(block.text, printed)
             assert not absent, f"{block.place}: not printed: {absent}\nbut:\n{printed}"
+
+
+def run_python(page: Path, folder: Path, environment: dict[str, str]) -> str:
+    """The page's Python, all of it in one process as in a notebook; what it printed."""
+    program = "\n".join(block.text for block in blocks(page) if block.runs and block.language == "python")
+    if not program:
+        return ""
+    command = Command([program], environment, folder, main=execute)
+    output, errors = command.communicate(timeout=300)
+    assert command.wait() == 0, output + errors
+    return output + errors
+
+
+def execute(words: list[str]) -> int:
+    exec(compile(words[0], "page", "exec"), {"__name__": "__main__"})
+    return 0
 
 
 def run_line(line: str, block: Block, folder: Path, environment: dict[str, str]) -> str:
