@@ -64,4 +64,5 @@ def normalised(message: str, base: Path) -> str:
     message = re.sub(re.escape(str(base)) + r"/[^/\s'\",;:\])]+", "$TMP", message)
     message = message.replace(str(base), "$TMP").replace(str(REPOSITORY), "$REPOSITORY")
     message = message.replace(str(Path.home()), "$HOME").replace(socket.gethostname(), "$HOST")
+    message = re.sub(r"\b(new_store_|pid |\.tmp-?)\d+", r"\g<1>N", message)  # counted over a session's tests
     return " ".join(message.splitlines())

@@ -45,3 +45,6 @@ def test_what_differs_from_run_to_run(tmp_path: Path) -> None:
     repository = Path(__file__).resolve().parents[2]
     message = f"--from: {tmp_path}/test_x0/run does not exist\nnor '{tmp_path}/world0'; {repository}/conf"
     assert normalised(message, tmp_path) == "--from: $TMP/run does not exist nor '$TMP'; $REPOSITORY/conf"
+    assert normalised(f"score.output: {tmp_path}/world0/new_store_17 is there", tmp_path).endswith(
+        "$TMP/new_store_N is there"
+    )
