@@ -1,7 +1,10 @@
 """Fixtures of all tests, and how `pytest -n 2` shares the tests out between two processes."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,9 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+if "NEMO_TVKD_CACHE" not in os.environ:  # of the tests' rows and models nothing is left in runs/
+    os.environ["NEMO_TVKD_CACHE"] = tempfile.mkdtemp(prefix="nemo_tvkd-tests-")
+    atexit.register(shutil.rmtree, os.environ["NEMO_TVKD_CACHE"], ignore_errors=True)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # these tests are about CPU ranks, also on a machine that has GPUs
 
 from golden_messages import Messages

@@ -19,6 +19,9 @@ GROUPS = {"train": ("algorithm",), "bench": ("algorithm",), "submit": ("recipe",
 OPEN = "cluster.environment."
 """The section to which keys may be added."""
 
+REMOVED = ("data.streaming",)
+"""Keys of former versions that saved configurations may have, and that mean nothing any more."""
+
 
 def compose(command: str, overrides: list[str], base: Path | None = None, folder: str = "") -> Any:
     """The resolved configuration of a command, from conf/ and `key=value` overrides.
@@ -160,7 +163,7 @@ def _saved(base: Path, groups: list[str]) -> tuple[str, dict[str, Any]]:
         raise UserError(f"--from: {base} is not the config.yaml of a run") from error
     if groups and groups[-1] != f"algorithm={name}":
         del saved["algorithm"]
-    return name, flatten(saved)
+    return name, {key: value for key, value in flatten(saved).items() if key not in REMOVED}
 
 
 def quoted(value: Any) -> str:

@@ -109,10 +109,6 @@ class DataConfig:
     what training pads with."""
     on_bad_row: str = key("error", choices=("error", "skip"))
     """Treatment of rows that cannot be used: error (stop) | skip (count and report them)."""
-    streaming: bool = False
-    """For data larger than memory: rows are tokenised once, into memory-mapped files ($NEMO_TVKD_CACHE/tokens, or
-    runs/tokens), and read from there; a second start finds them, whatever runs. Score stores are unpacked once, beside
-    them in scores. Both folders may be deleted when nothing runs. false: rows are held in memory."""
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Rows that are tokenised once: a cache of memory-mapped ids, keyed by everything that decides about them.
 
-    $NEMO_TVKD_CACHE/tokens/KEY/, or runs/tokens/KEY/: manifest.json and the files of `token_files`
+    $NEMO_TVKD_CACHE/tokens/KEY/, or runs/tokens/KEY/: manifest.json and the file of `token_table`
 
 The key is made of the files' names, sizes and times, of tokenizer, template and lengths, and of the program that
 reads them; so a cache is never stale, and an old one can be deleted when nothing runs.
@@ -16,31 +16,33 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from nemo_tvkd.config.places import parse
 from nemo_tvkd.data import hub
 from nemo_tvkd.data.chat_template import TEMPLATE_DATE
 from nemo_tvkd.data.once import cache_folder, made_once
 from nemo_tvkd.data.sources import READERS, own_files
-from nemo_tvkd.data.token_files import TokenFiles, TokenWriter
-from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
+from nemo_tvkd.data.token_table import TokenTable, write_table
+from nemo_tvkd.data.tokenized import TokenizeReport
 from nemo_tvkd.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 PROGRESS_SECONDS = 10
-Rows = Callable[[TokenizeReport], Iterator[Tokenized]]
-"""Makes the rows one by one; the report is complete when it has ended."""
+Batches = Callable[[TokenizeReport], Iterator[pa.RecordBatch]]
+"""Makes the rows, batch by batch; the report is complete when they have ended."""
 
 
 def cached_tokens(
-    ingredients: dict[str, Any], paths: list[str], key: str, pairs: bool, rows: Rows
-) -> tuple[TokenFiles, dict[str, Any]]:
-    """The rows of `paths` from their cache, made now if need be, and its manifest, with what was said of them.
+    ingredients: dict[str, Any], paths: list[str], key: str, pairs: bool, batches: Batches
+) -> tuple[TokenTable, dict[str, Any]]:
+    """The rows of `paths` from their cache, made now if need be, and its manifest, with the figures of reading them.
 
     Args:
         ingredients: what decides about the ids besides the data and this program (JSON, as `ids_of` makes it).
 
     Raises:
-        UserError: what `rows` raises, data that change while they are read, a folder that cannot be written.
+        UserError: what `batches` raises, data that change while they are read, a folder that cannot be written.
     """
     data = data_state(paths, key, pairs)
     full = {"format": FORMAT, "data": data, "pairs": pairs, "program": program(), **ingredients}
@@ -49,27 +51,26 @@ def cached_tokens(
 
     def make(partial: Path) -> dict[str, Any]:
         report = TokenizeReport()
-        with TokenWriter(partial) as writer:
-            for row in _shown(rows(report), f"{key}: tokenised once, into {folder}"):
-                writer.add(row)
+        rows = write_table(partial, _shown(batches(report), f"{key}: tokenised once, into {folder}"))
         if data_state(paths, key, pairs) != data:
             raise UserError(f"{key}: {', '.join(paths)} changed while it was read: run the same command again")
-        return {"rows": writer.rows, **report.figures(), "made_of": full}
+        return {"rows": rows, **report.figures(), "made_of": full}
 
-    manifest = made_once(folder, make, "data.streaming", f"{key} is tokenised into {folder}")
-    return TokenFiles(folder), manifest
+    manifest = made_once(folder, make, f"{key} is tokenised into {folder}")
+    return TokenTable(folder), manifest
 
 
-def _shown(rows: Iterator[Tokenized], title: str) -> Iterator[Tokenized]:
-    """The rows; says now and then how many there have been."""
+def _shown(batches: Iterator[pa.RecordBatch], title: str) -> Iterator[pa.RecordBatch]:
+    """The batches; says now and then how many rows there have been."""
     start = shown = time.monotonic()
-    count = 0
-    for count, row in enumerate(rows, 1):
-        yield row
-        if count % 256 == 0 and (now := time.monotonic()) - shown > PROGRESS_SECONDS:
+    rows = 0
+    for batch in batches:
+        yield batch
+        rows += batch.num_rows
+        if (now := time.monotonic()) - shown > PROGRESS_SECONDS:
             shown = now
-            print(f"{title}: {count} rows, {count / (now - start):.0f} rows/s", file=sys.stderr, flush=True)
-    print(f"{title}: {count} rows in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+            print(f"{title}: {rows} rows, {rows / (now - start):.0f} rows/s", file=sys.stderr, flush=True)
+    print(f"{title}: {rows} rows in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def data_state(paths: list[str], key: str, pairs: bool) -> list[Any]:
@@ -96,9 +97,9 @@ def _files(folder: Path, config: str) -> list[Path]:
     """What is read of a folder, or may say how: a run, and these caches, may lie in it as well."""
     if not config and (own := own_files(folder)):
         return own
-    ours = [cache_folder(kind).resolve() for kind in ("tokens", "scores")]
+    ours = cache_folder("tokens").resolve()
     files = (file for file in folder.rglob("*") if file.is_file())
-    return sorted(file for file in files if not any(file.resolve().is_relative_to(our) for our in ours))
+    return sorted(file for file in files if not file.resolve().is_relative_to(ours))
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Sequences whose elements are made when they are asked for: rows of data that is larger than memory.
+"""Sequences whose elements are made when they are asked for, so that data may be larger than memory.
 
 They pickle as what they are made of. Columns are NumPy arrays over all elements, for what is asked of every one.
 """
@@ -24,7 +24,7 @@ class Lazy(Sequence[T]):
 
     @abstractmethod
     def column(self, name: str) -> np.ndarray:
-        """A column of the files that the elements come from (see `token_files.ROW`), one entry an element."""
+        """[N] of a column of `token_table.SCHEMA`, one entry an element; [N, 16] uint8 of pair_id."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -102,19 +102,6 @@ class Mapped(Lazy[T]):
         return self.parts[0].column(name)
 
 
-class Numbers(Sequence[float]):
-    """An array [N] of float64 as Python's own numbers."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def __getitem__(self, index: Any) -> Any:
-        return Numbers(self.array[index]) if isinstance(index, slice) else float(self.array[index])
-
-
 class Hexadecimal(Sequence[str]):
     """Numbers of 16 bytes ([N, 16] uint8) as texts of 32 hex digits."""
 
@@ -125,18 +112,5 @@ class Hexadecimal(Sequence[str]):
         return len(self.numbers)
 
     def __getitem__(self, index: Any) -> Any:
-        found = self.numbers[index]
-        return Hexadecimal(found) if isinstance(index, slice) else found.tobytes().hex()
-
-
-def chained(parts: Sequence[Sequence[T]]) -> Sequence[T]:
-    """One sequence after the other: a list of lists, else lazily."""
-    lazy = [part for part in parts if isinstance(part, Lazy)]
-    if len(lazy) == len(parts):
-        return Chained(lazy)
-    return [element for part in parts for element in part]
-
-
-def mapped(function: Callable[[T], T], sequence: Sequence[T]) -> Sequence[T]:
-    """`function` of each element: a list of a list's, else lazily."""
-    return Mapped(function, sequence) if isinstance(sequence, Lazy) else [function(element) for element in sequence]
+        rows = self.numbers[index]
+        return Hexadecimal(rows) if isinstance(index, slice) else rows.tobytes().hex()

@@ -5,9 +5,10 @@ response that was not cut ends with an end token; one that was cut does not, so 
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,9 +17,25 @@ from nemo_tvkd.data.align import PROBE, Reply, Span, check_offsets, find_texts, 
 from nemo_tvkd.data.chat_template import ChatTemplate, template_text
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.records import Row
-from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport, pair_id
+from nemo_tvkd.data.tokenized import Tokenized, pair_id
 from nemo_tvkd.data.turns import chat_turns, plain_turns, tokens_before
 from nemo_tvkd.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A row as text."""
+
+    head: str
+    """The prompt."""
+    wholes: list[str]
+    """The prompt with each response."""
+    spans: list[Span] = field(default_factory=list)
+    """Where the responses' texts are in them; empty where nothing needs to know."""
+    turns: list[Span] = field(default_factory=list)
+    """The assistant's turns, where all are trained."""
 
 
 class Template:
@@ -51,6 +68,7 @@ class Template:
         # BOS and UNK are special too, but end nothing
         ends = {*tokenizer.all_special_ids, *added} - {self._bos, tokenizer.unk_token_id}
         self._end_ids = frozenset(ends | {self._eos, *extra_end_ids})
+        self._blank: dict[int, bool] = {}
         self._lead = self._leading_ids()
 
     @property
@@ -82,24 +100,105 @@ class Template:
                 with `positions` also a template that changes the response's text, and a slow tokenizer; with "all"
                 one whose turns cannot be told apart.
         """
+        (encoded,) = self.encode_all([row], max_length, max_prompt_length, positions, turns)
+        if isinstance(encoded, UserError):
+            raise encoded
+        return encoded[0]
+
+    def encode_all(
+        self,
+        rows: Sequence[Row],
+        max_length: int,
+        max_prompt_length: int | None,
+        positions: bool = False,
+        turns: str = "last",
+    ) -> list[tuple[Tokenized, int, int] | UserError]:
+        """`encode` of many rows with few calls of the tokenizer: the row's ids and how many prompts (0 or 1) and
+        responses (0 to 2) were cut; of a bad row its error, which `encode` raises.
+
+        Raises:
+            UserError: for positions, a slow tokenizer.
+        """
         if positions:
             check_offsets(self.tokenizer)
-        return self._encode(row, max_length, max_prompt_length, positions, turns)[0]
+        written = [_or_error(self._write, row, positions, turns) for row in rows]
+        readable = [text for text in written if isinstance(text, Written)]
+        read = iter(self._read_texts(readable, positions or (turns == "all" and self.tokenizer.is_fast)))
+        finish = partial(self._finish, max_length=max_length, max_prompt_length=max_prompt_length, positions=positions)
+        return [
+            text if isinstance(text, UserError) else _or_error(finish, row, text, *next(read))
+            for row, text in zip(rows, written, strict=True)
+        ]
 
-    def _encode(
-        self, row: Row, max_length: int, max_prompt_length: int | None, positions: bool, turns: str
-    ) -> tuple[Tokenized, int, int]:
-        """The row's ids, and how many prompts (0 or 1) and responses (0 to 2) were cut."""
+    def _write(self, row: Row, positions: bool, turns: str) -> Written:
+        """The row as text."""
         assert turns == "last" or (row.rejected is None and not positions), "all turns are those of examples"
-        mask: np.ndarray | None = None
-        replies: list[Reply] = []
+        where, chat = f"{row.source}: {self._setting}", self._chat_template
         if turns == "all":
-            prompt, answer, mask = self._conversation(row)
-            ended = [answer]
-        else:
-            chat = self._chat_template
-            prompt, replies = self._chat(chat, row, positions) if chat else self._plain(row, positions)
-            ended = [self._end(reply.ids) for reply in replies]
+            if chat is None:
+                whole, spans = plain_turns(row)
+            else:
+                render = partial(chat.render, source=row.source)
+                whole, spans = chat_turns(_answered(row, row.chosen), render, where)
+            return Written(whole[: spans[0][0]], [whole], spans[:1], spans)
+        if chat is None:
+            head, texts = row.plain_prompt, _both(row.plain_chosen, row.plain_rejected)
+            wholes = [head + text for text in texts]
+            return Written(head, wholes, find_texts(wholes, texts, head) if positions else [])
+        head, texts = chat.render(row.messages, True, row.source), _both(row.chosen, row.rejected)
+        wholes = [chat.render(_answered(row, text), False, row.source) for text in texts]
+        if not all(whole.startswith(head) for whole in wholes):
+            raise UserError(
+                f"{where}: the prompt with its generation prompt is not how the whole conversation starts, so the "
+                "response cannot be told from it"
+            )
+        if not positions:
+            return Written(head, wholes)
+        probe = chat.render(_answered(row, PROBE), False, row.source)
+        return Written(head, wholes, find_texts(wholes, texts, head, probe, where))
+
+    def _read_texts(self, texts: Sequence[Written], offsets: bool) -> list[tuple[list[int], list[Reply]]]:
+        """Of each row the prompt's ids and the responses as tokens: read in place where that leaves the prompt's ids
+        as they are, else by themselves.
+
+        In place, or a tokenizer that puts a space before every text would see two. Both responses the same way, or
+        the way itself could tell them apart.
+        """
+        prompts = [ids for ids, _ in self._read([text.head for text in texts], False)]
+        in_place = _grouped(self._read([whole for text in texts for whole in text.wholes], offsets), texts)
+        apart = [
+            any(ids[: len(prompt)] != prompt for ids, _ in replies)
+            for prompt, replies in zip(prompts, in_place, strict=True)
+        ]
+        others = [text for text, alone in zip(texts, apart, strict=True) if alone]
+        tails = [whole[len(text.head) :] for text in others for whole in text.wholes]
+        alone = iter(_grouped(self._read(tails, offsets), others))
+        read = []
+        for text, prompt, replies, by_itself in zip(texts, prompts, in_place, apart, strict=True):
+            first, shift = (0, len(text.head)) if by_itself else (len(prompt), 0)
+            spans = [(start - shift, end - shift) for start, end in text.spans or [(0, 0)] * len(text.wholes)]
+            parts = zip(next(alone) if by_itself else replies, text.wholes, spans, strict=True)
+            read.append(
+                (prompt, [Reply(ids[first:], at[first:], whole[shift:], span) for (ids, at), whole, span in parts])
+            )
+        return read
+
+    def _finish(
+        self,
+        row: Row,
+        text: Written,
+        prompt: list[int],
+        replies: list[Reply],
+        *,
+        max_length: int,
+        max_prompt_length: int | None,
+        positions: bool,
+    ) -> tuple[Tokenized, int, int]:
+        """The row's ids cut to length, and how many prompts and responses were cut."""
+        mask = self._mask(row, text, prompt, replies[0]) if text.turns else None
+        if self._chat_template is None:
+            prompt = self._lead + prompt
+        ended = [self._end(reply.ids) for reply in replies]
         self._check_bos(prompt, ended, row.source)
         prompt, prompt_cut = self._cut_prompt(prompt, max_length, max_prompt_length)
         room = max_length - len(prompt)
@@ -131,63 +230,18 @@ class Template:
         )
         return tokenized, int(prompt_cut), cut
 
-    def _plain(self, row: Row, positions: bool = False) -> tuple[list[int], list[Reply]]:
-        texts = [text for text in (row.plain_chosen, row.plain_rejected) if text is not None]
-        head, prompt = row.plain_prompt, self._ids(row.plain_prompt)
-        wholes = [head + text for text in texts]
-        spans = find_texts(wholes, texts, head) if positions else None
-        return self._lead + prompt, self._continue(head, prompt, wholes, spans)
-
-    def _chat(self, chat: ChatTemplate, row: Row, positions: bool) -> tuple[list[int], list[Reply]]:
+    def _mask(self, row: Row, text: Written, prompt: list[int], reply: Reply) -> np.ndarray:
+        """bool: which tokens of the ended reply are the assistant's."""
         where = f"{row.source}: {self._setting}"
-        prompt = chat.render(row.messages, True, row.source)
-        texts = [text for text in (row.chosen, row.rejected) if text is not None]
-        wholes = [chat.render(_answered(row, text), False, row.source) for text in texts]
-        if not all(whole.startswith(prompt) for whole in wholes):
-            raise UserError(
-                f"{where}: the prompt with its generation prompt is not how the whole conversation starts, so the "
-                "response cannot be told from it"
-            )
-        probe = chat.render(_answered(row, PROBE), False, row.source) if positions else ""
-        spans = find_texts(wholes, texts, prompt, probe, where) if positions else None
-        ids = self._ids(prompt)
-        return ids, self._continue(prompt, ids, wholes, spans)
-
-    def _conversation(self, row: Row) -> tuple[list[int], list[int], np.ndarray]:
-        """The prompt of the first answer, the rest with its end, and which tokens of the rest are the assistant's."""
-        where, chat = f"{row.source}: {self._setting}", self._chat_template
-        if chat is None:
-            whole, spans = plain_turns(row)
-        else:
-            whole, spans = chat_turns(_answered(row, row.chosen), partial(chat.render, source=row.source), where)
-        head = whole[: spans[0][0]]
-        prompt = self._ids(head)
-        (reply,) = self._continue(head, prompt, [whole], spans[:1] if self.tokenizer.is_fast else None)
-        shift = len(whole) - len(reply.rendered)
+        shift = len(text.wholes[0]) - len(reply.rendered)
         before = [] if shift else prompt
-        edges = [at - shift for span in spans for at in span]
+        edges = [at - shift for turn in text.turns for at in turn]
         places = [0, *(tokens_before(at, reply, before, self._ids, where) for at in edges[1:])]
-        ids = self._end(reply.ids)
-        mask = np.zeros(len(ids), dtype=bool)
+        mask = np.zeros(len(self._end(reply.ids)), dtype=bool)
         for start, end in zip(places[::2], places[1::2], strict=True):
             mask[start : start + (self._stop(reply.ids[start:end]) or end - start)] = True
         mask[places[-2] :] = True  # also an end token that is the tokenizer's, not the template's
-        return (self._lead if chat is None else []) + prompt, ids, mask
-
-    def _continue(self, prompt: str, prompt_ids: list[int], wholes: list[str], spans: list[Span] | None) -> list[Reply]:
-        """The responses as tokens: read in place where that leaves the prompt's ids as they are, else by themselves.
-
-        In place, or a tokenizer that puts a space before every text would see two. Both responses the same way, or
-        the way itself could tell them apart. `spans` are those of the responses' texts in `wholes`.
-        """
-        first, shift = len(prompt_ids), 0
-        read = [self._read(whole, spans is not None) for whole in wholes]
-        if any(ids[:first] != prompt_ids for ids, _ in read):
-            first, shift = 0, len(prompt)
-            read = [self._read(whole[shift:], spans is not None) for whole in wholes]
-        places = [(start - shift, end - shift) for start, end in spans or [(0, 0)] * len(wholes)]
-        zipped = zip(read, wholes, places, strict=True)
-        return [Reply(ids[first:], at[first:], whole[shift:], place) for (ids, at), whole, place in zipped]
+        return mask
 
     def _end(self, ids: list[int]) -> list[int]:
         """A response with exactly its end: what templates print behind the end token (a newline) is no part of it."""
@@ -197,7 +251,7 @@ class Template:
     def _stop(self, ids: list[int]) -> int:
         """How many tokens a turn has up to its end token, and with it; 0 where it has none."""
         end = len(ids)
-        while end and ids[end - 1] not in self._end_ids and not self.tokenizer.decode([ids[end - 1]]).strip():
+        while end and ids[end - 1] not in self._end_ids and self._is_blank(ids[end - 1]):
             end -= 1
         return end if end and ids[end - 1] in self._end_ids else 0
 
@@ -227,13 +281,21 @@ class Template:
         kept = ids[:1] if ids[0] == self._bos else []
         return kept + ids[len(ids) - (limit - len(kept)) :], True
 
-    def _ids(self, text: str) -> list[int]:
-        return self._read(text, False)[0]
+    def _is_blank(self, token: int) -> bool:
+        if token not in self._blank:
+            self._blank[token] = not self.tokenizer.decode([token]).strip()
+        return self._blank[token]
 
-    def _read(self, text: str, offsets: bool) -> tuple[list[int], list[Span]]:
-        """Token ids, and each one's characters if asked for."""
-        read = self.tokenizer(text, add_special_tokens=False, verbose=False, return_offsets_mapping=offsets)
-        return read["input_ids"], read.get("offset_mapping", [])
+    def _ids(self, text: str) -> list[int]:
+        return self._read([text], False)[0][0]
+
+    def _read(self, texts: list[str], offsets: bool) -> list[tuple[list[int], list[Span]]]:
+        """Of each text the token ids, and each one's characters if requested."""
+        if not texts:
+            return []
+        read = self.tokenizer(texts, add_special_tokens=False, verbose=False, return_offsets_mapping=offsets)
+        spans = read["offset_mapping"] if offsets else [[]] * len(texts)
+        return list(zip(read["input_ids"], spans, strict=True))
 
     def _leading_ids(self) -> list[int]:
         """What the tokenizer puts before a text by itself (BOS, mostly)."""
@@ -246,60 +308,18 @@ def _answered(row: Row, reply: str) -> tuple[Turn, ...]:
     return (*row.messages, {"role": "assistant", "content": reply})
 
 
-def tokenize_rows(
-    rows: Iterable[Row],
-    template: Template,
-    *,
-    max_length: int,
-    max_prompt_length: int | None,
-    on_bad_row: str = "error",
-    positions: bool = False,
-    turns: str = "last",
-) -> tuple[list[Tokenized], TokenizeReport]:
-    """Every row as ids, and what was cut and skipped; see `iter_tokenized`."""
-    report = TokenizeReport()
-    lengths = {"max_length": max_length, "max_prompt_length": max_prompt_length}
-    how: dict[str, Any] = {**lengths, "on_bad_row": on_bad_row, "positions": positions, "turns": turns}
-    return list(iter_tokenized(rows, template, report, **how)), report
+def _both(chosen: str, rejected: str | None) -> list[str]:
+    return [chosen] if rejected is None else [chosen, rejected]
 
 
-def iter_tokenized(
-    rows: Iterable[Row],
-    template: Template,
-    report: TokenizeReport,
-    *,
-    max_length: int,
-    max_prompt_length: int | None,
-    on_bad_row: str = "error",
-    positions: bool = False,
-    turns: str = "last",
-) -> Iterator[Tokenized]:
-    """Encode `rows` in order, one at a time; `positions` and `turns` as in `Template.encode`.
+def _grouped(read: Sequence[T], texts: Sequence[Written]) -> list[list[T]]:
+    """What was read of all conversations, by row."""
+    left = iter(read)
+    return [[next(left) for _ in text.wholes] for text in texts]
 
-    Args:
-        report: is filled in; complete when the last row has been taken.
 
-    Raises:
-        UserError: the first bad row if `on_bad_row` is "error"; with "skip", nothing but bad rows; for positions, a
-            slow tokenizer.
-    """
-    if positions:
-        check_offsets(template.tokenizer)
-    if on_bad_row not in ("error", "skip"):
-        raise UserError(f"data.on_bad_row={on_bad_row} is none of error, skip")
-    for row in rows:
-        try:
-            tokenized, prompts_cut, responses_cut = template._encode(
-                row, max_length, max_prompt_length, positions, turns
-            )
-        except UserError as error:
-            if on_bad_row == "error":
-                raise
-            report.bad.append(str(error))
-            continue
-        report.pairs += 1
-        report.prompts_truncated += prompts_cut
-        report.responses_truncated += responses_cut
-        yield tokenized
-    if report.bad and not report.pairs:
-        raise UserError(f"each of the {len(report.bad)} rows is bad; the first: {report.bad[0]}")
+def _or_error(function: Callable[..., T], *args: Any) -> T | UserError:
+    try:
+        return function(*args)
+    except UserError as error:
+        return error

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from nemo_tvkd.errors import UserError
+
 BAD_ROWS_KEPT = 20
-"""Of which more than their number is told."""
+"""Bad rows of which more than their number is kept."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +50,23 @@ class TokenizeReport:
     left_out: str = ""
     """What made no row and is no mistake either (see `pairs.ReadReport.left_out`)."""
 
+    def add(self, other: "TokenizeReport") -> None:
+        """Count other rows as well."""
+        self.pairs += other.pairs
+        self.prompts_truncated += other.prompts_truncated
+        self.responses_truncated += other.responses_truncated
+        self.bad += other.bad
+
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: nothing but bad rows.
+        """
+        if self.bad and not self.pairs:
+            raise UserError(f"each of the {len(self.bad)} rows is bad; the first: {self.bad[0]}")
+
     def figures(self) -> dict[str, Any]:
-        """What is told of it, and the first bad rows."""
+        """What is reported, with the first bad rows."""
         cut = {"prompts_truncated": self.prompts_truncated, "responses_truncated": self.responses_truncated}
         return {**cut, "bad_rows": len(self.bad), "bad": self.bad[:BAD_ROWS_KEPT], "left_out": self.left_out}
 

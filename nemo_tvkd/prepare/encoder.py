@@ -1,15 +1,19 @@
 """A tokenizer with its chat template and lengths: files of pairs in, token ids out."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+import pyarrow as pa
+
 from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.data.cache import cached_tokens, ids_of
-from nemo_tvkd.data.pairs import ReadReport, iter_rows, read_rows
-from nemo_tvkd.data.template import Template, iter_tokenized, tokenize_rows
+from nemo_tvkd.data.encoding import tokenized_batches
+from nemo_tvkd.data.lazy import Lazy
+from nemo_tvkd.data.pairs import ReadReport, iter_rows
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenized import Tokenized, TokenizeReport
 from nemo_tvkd.data.tokenizer import Dialogue, load_tokenizer, same_vocabulary, set_tokens, tokenizer_fingerprint
 from nemo_tvkd.errors import UserError
@@ -77,10 +81,10 @@ class Encoder:
         report: Any = print,
         positions: bool = False,
         require: Mapping[str, str] = MappingProxyType({}),
-    ) -> Sequence[Tokenized]:
+    ) -> Lazy[Tokenized]:
         """Tokenised rows of `paths`, with their states' `positions` if asked for; says what was read, cut, skipped.
 
-        With data.streaming they are read from memory-mapped files, one at a time.
+        They are tokenised once, into a file that other processes and later starts read (see `data.cache`).
 
         `require`: columns that every row must have, and why (see `data.pairs.iter_rows`).
         """
@@ -88,13 +92,9 @@ class Encoder:
         reading = {"need_rejected": pairs, "key": key, "on_bad_row": data.on_bad_row, "require": dict(require)}
         encoding = {"max_length": data.max_length, "max_prompt_length": data.max_prompt_length, "positions": positions}
         encoding["turns"] = "last" if pairs else getattr(data, "assistant_turns", "last")
-        tokenized: Sequence[Tokenized]
-        if getattr(data, "streaming", False):
-            settings = ids_of(self.template, reading=reading, encoding=encoding)
-            rows = partial(self._rows, paths, reading, encoding)
-            tokenized, made = cached_tokens(settings, paths, key, pairs, rows)
-        else:
-            tokenized, made = self._in_memory(paths, reading, encoding)
+        ingredients = ids_of(self.template, reading=reading, encoding=encoding)
+        batches = partial(self._batches, paths, reading, encoding)
+        tokenized, made = cached_tokens(ingredients, paths, key, pairs, batches)
         report(
             f"{key}: {len(tokenized)} {kind} from {', '.join(paths)}; template {self.template.name}; cut to length: "
             f"{made['prompts_truncated']} prompts, {made['responses_truncated']} responses; "
@@ -106,21 +106,13 @@ class Encoder:
             raise UserError(f"{key}: no usable rows in {', '.join(paths)}")
         return tokenized
 
-    def _in_memory(
-        self, paths: list[str], reading: dict[str, Any], encoding: dict[str, Any]
-    ) -> tuple[list[Tokenized], dict[str, Any]]:
-        rows, read = read_rows(paths, **reading)
-        tokenized, made = tokenize_rows(rows, self.template, on_bad_row=reading["on_bad_row"], **encoding)
-        made.bad, made.left_out = read.bad + made.bad, read.left_out
-        return tokenized, made.figures()
-
-    def _rows(
+    def _batches(
         self, paths: list[str], reading: dict[str, Any], encoding: dict[str, Any], report: TokenizeReport
-    ) -> Iterator[Tokenized]:
-        """The same rows one by one; `report` is complete when they have ended."""
+    ) -> Iterator[pa.RecordBatch]:
+        """The same rows in batches; `report` is complete when they have ended."""
         read = ReadReport()
         rows = iter_rows(paths, report=read, **reading)
-        yield from iter_tokenized(rows, self.template, report, on_bad_row=reading["on_bad_row"], **encoding)
+        yield from tokenized_batches(rows, self.template, report, on_bad_row=reading["on_bad_row"], **encoding)
         report.bad, report.left_out = read.bad + report.bad, read.left_out
 
 

@@ -6,7 +6,7 @@ ends alone; others take, at each of the student's states, the value of the teach
 characters (:mod:`nemo_tvkd.data.align`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,8 @@ class Needs:
     columns: bool = False
     """Whether the oracle's rewards are those of the data."""
 
-    def read(self, paths: list[str], key: str, say: Say) -> Sequence[Item]:
-        """The rows of `paths` as items, with what the stores say about them; with data.streaming made one by one."""
+    def read(self, paths: list[str], key: str, say: Say) -> Lazy[Item]:
+        """The rows of `paths` as items, with what the stores say about them; each is made when it is asked for."""
         rows = self.encoder.read(paths, key, self.pairs, say, self.aligned, self.require)
         theirs = {name: self._read_as(name, paths, key, say) for name in self.readers}
         rows, views = read_by_all(rows, theirs)
@@ -91,21 +91,19 @@ class Needs:
                 )
         return self.join(rows, views)
 
-    def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> Sequence[Tokenized]:
+    def _read_as(self, name: str, paths: list[str], key: str, say: Say) -> Lazy[Tokenized]:
         """The rows as a model reads them."""
         aligned = self.aligned and name == TEACHER_VALUE
         told = lambda line: say(f"for the {title(name)}: {line}")  # noqa: E731
         return self.readers[name].read(paths, key, self.pairs, told, aligned)
 
-    def join(self, rows: Sequence[Tokenized], views: dict[str, Sequence[Tokenized]] | None = None) -> Sequence[Item]:
+    def join(self, rows: Sequence[Tokenized], views: Mapping[str, Sequence[Tokenized]] | None = None) -> Lazy[Item]:
         """Items of `rows`; `views` are the same rows as models read them that do not read as the student does."""
         views = views or {}
         for name, (store, _) in self.stores.items():
             store.check_covers(pair_ids(views.get(name, rows)), sources(rows), option(name, "scores"))
         joiner = Joiner(self.stores, tuple(views), self.columns, self.aligned)
-        if isinstance(rows, Lazy):
-            return Mapped(joiner, rows, *views.values())
-        return [joiner(*readings) for readings in zip(rows, *views.values(), strict=True)]
+        return Mapped(joiner, rows, *views.values())
 
 
 @dataclass

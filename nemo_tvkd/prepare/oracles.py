@@ -6,9 +6,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from nemo_tvkd.config.paths import given_paths
 from nemo_tvkd.data.batch import Item
-from nemo_tvkd.data.lazy import Lazy, Numbers, mapped
+from nemo_tvkd.data.lazy import Lazy, Mapped
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.losses import ORACLE_REWARDS
 from nemo_tvkd.prepare.needs import Needs, Say, option, resolve, set_reader, title
@@ -74,7 +76,7 @@ def standardized(
         say(f"oracle.normalize=zscore: rewards of the {title(name)} are divided by their deviation {spread:.6g}")
         spreads.append(spread)
     scale = partial(_divided, spreads)
-    return mapped(scale, train), mapped(scale, validation)
+    return Mapped(scale, train), Mapped(scale, validation)
 
 
 def _divided(spreads: Sequence[float], item: Item) -> Item:
@@ -87,13 +89,12 @@ def _divided(spreads: Sequence[float], item: Item) -> Item:
 
 def _sources(needs: Needs, train: Sequence[Item]) -> list[tuple[str, Sequence[float]]]:
     """Each oracle's name and the rewards whose spread counts."""
-    if needs.columns and isinstance(train, Lazy):
-        return [(ORACLE_REWARDS, Numbers(train.column("rewards").ravel()))]
     if needs.columns:
-        pairs = [item.oracle_rewards[0] for item in train if item.oracle_rewards]
-        return [(ORACLE_REWARDS, [reward for pair in pairs for reward in pair])]
+        assert isinstance(train, Lazy), "rows that were read from a file"
+        sides = [train.column(f"{side}_reward") for side in ("chosen", "rejected")]
+        return [(ORACLE_REWARDS, np.concatenate(sides).tolist())]
     stores = {name: store for name, (store, stem) in needs.stores.items() if stem == "reward"}
-    return [(name, Numbers(store.numbers("reward"))) for name, store in stores.items()]
+    return [(name, store.numbers("reward").tolist()) for name, store in stores.items()]
 
 
 def _standard_deviation(values: Sequence[float]) -> float:

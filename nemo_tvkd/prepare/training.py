@@ -24,7 +24,7 @@ from nemo_tvkd.config.compose import flatten
 from nemo_tvkd.config.paths import check_writable, path_list, weighted_paths
 from nemo_tvkd.config.values import check_values
 from nemo_tvkd.data.batch import Item
-from nemo_tvkd.data.lazy import Lazy, Mapped, Selected, chained
+from nemo_tvkd.data.lazy import Chained, Mapped, Selected
 from nemo_tvkd.data.noise import is_flipped
 from nemo_tvkd.data.readings import pair_ids, tokens_of
 from nemo_tvkd.data.stream import Mixture
@@ -116,7 +116,7 @@ def _read_train(value: Any, needs: Needs, notes: list[str]) -> tuple[Sequence[It
     parts = [needs.read([path], key, notes.append) for path in paths]
     mixture = Mixture.of(paths, weights, [len(part) for part in parts], key)
     notes.append(mixture.describe(paths, key))
-    return chained(parts), mixture
+    return Chained(parts), mixture
 
 
 def _with_label_noise(
@@ -138,11 +138,8 @@ def _with_label_noise(
 
 def _flipped(items: Sequence[Item], chosen: np.ndarray) -> tuple[Sequence[Item], Sequence[Item]]:
     """The items with those that are `chosen` (bool [N]) flipped, and these alone."""
-    if isinstance(items, Lazy):
-        changed = Mapped(_flipped_if, items, chosen)
-        return changed, Selected(changed, np.flatnonzero(chosen))
-    flipped = [_flipped_if(item, flip) for item, flip in zip(items, chosen, strict=True)]
-    return flipped, [flipped[index] for index in np.flatnonzero(chosen)]
+    changed = Mapped(_flipped_if, items, chosen)
+    return changed, Selected(changed, np.flatnonzero(chosen))
 
 
 def _flipped_if(item: Item, flip: bool) -> Item:
@@ -191,7 +188,7 @@ FREE_TO_CHANGE = (
     *("parallel.", "logger.", "data.validation", "trainer.output_dir", "trainer.resume", "trainer.recompute"),
     *("trainer.max_steps", "trainer.max_epochs", "trainer.micro_batch_size", "trainer.keep_checkpoints"),
     *("trainer.val_interval", "trainer.save_interval", "trainer.log_interval", "teacher.mode", "teacher.scores"),
-    *("reference.mode", "reference.scores", "data.streaming"),
+    *("reference.mode", "reference.scores"),
 )
 """What a resumed run may do differently and still be the same run."""
 OLDER = {

@@ -32,7 +32,6 @@ def test_an_epoch(pool: RankPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     options += ["algorithm=reward", "algorithm.alpha_sft=0", "data.max_length=2048", "data.on_bad_row=skip"]
     options += [f"trainer.global_batch_size={BATCH}", "trainer.micro_batch_size=13", "trainer.precision=fp32"]
     options += [
-        "data.streaming=true",
         "logger.tensorboard=false",
         f"trainer.output_dir={tmp_path}/run",
         "optim.lr=1e-3",

@@ -13,7 +13,8 @@ import pytest
 from chat_templates import ids, pair
 
 from nemo_tvkd.data.align import PROBE, Reply, align_states, find_texts, state_positions
-from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.encoding import tokenize_rows
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
 
 # --- a state's position, from its tokens' offsets -----------------------------------------------------------------

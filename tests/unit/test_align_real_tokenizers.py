@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from nemo_tvkd.data.align import align_states
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.records import Row, row_from_record
-from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
+from nemo_tvkd.data.template import Template
+from nemo_tvkd.data.tokenized import Tokenized
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 NAMES = ("mistral", "mistral v0.1", "mistral plain", "llama", "llama plain")

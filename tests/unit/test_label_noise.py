@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.noise import flip, is_flipped, record
 from nemo_tvkd.data.pairs import read_rows
-from nemo_tvkd.data.template import Template, Tokenized, tokenize_rows
+from nemo_tvkd.data.template import Template
+from nemo_tvkd.data.tokenized import Tokenized
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 IDS = [f"{number:032x}" for number in range(20_000)]

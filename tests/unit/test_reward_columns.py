@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from pair_records import ASK, PAIR, RIGHT, WRONG, write
 
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.records import REWARDS
-from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
 
 COLUMNS = "oracle.mode=columns"

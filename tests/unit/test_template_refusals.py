@@ -218,15 +218,14 @@ TALK = {"messages": [{"role": role, "content": text} for role, text in CHAT]}
 
 
 @pytest.mark.usefixtures("without_nemo", "no_ranks")
-@pytest.mark.parametrize(("turns", "answers", "more"), [("last", None, ""), ("all", 3, ""), ("all", 3, "streaming")])
+@pytest.mark.parametrize(("turns", "answers"), [("last", None), ("all", 3)])
 def test_training_reads_all_turns(
-    world: World, tmp_path: Path, turns: str, answers: int | None, more: str, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, turns: str, answers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NEMO_TVKD_CACHE", str(tmp_path / "cache"))
     rows = write_rows(tmp_path / "talks.jsonl", [TALK] * 4)
     settings = ["algorithm=sft", f"student.path={world.student}", f"data.assistant_turns={turns}"]
     data = [f"data.train={rows}", f"data.validation={rows}", "trainer.global_batch_size=4"]
-    data += [f"data.{more}=true"] if more else []
     prepared = prepare_training(compose("train", [*settings, *data, f"trainer.output_dir={tmp_path / 'run'}"]))
     for item in (prepared.train[0], prepared.validation[0]):
         mask = item.tokens.chosen_mask

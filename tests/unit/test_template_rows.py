@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from chat_templates import LLAMA_PROMPT, MISTRAL_PROMPT, ids, pair
 
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.pairs import read_rows
-from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
@@ -24,7 +25,7 @@ def test_long_prompt_keeps_bos_and_its_end(templates: dict[str, Template]) -> No
     no_bos = Template(templates["mistral"].tokenizer, "plain")
     no_bos._lead = []
     assert no_bos.encode(replace(pair(), plain_prompt="Hi"), 100, 1).prompt_ids.tolist() == [15359]
-    full = no_bos._plain(pair())[0]
+    full = no_bos.encode(pair(), 100, None).prompt_ids.tolist()
     assert no_bos.encode(pair(), 100, 3).prompt_ids.tolist() == full[-3:]
 
 

@@ -12,8 +12,9 @@ from chat_templates import TURNS, conversation, trained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.records import row_from_record
-from nemo_tvkd.data.template import Template, tokenize_rows
+from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
 
 Parts = list[tuple[list[int], bool, str]]

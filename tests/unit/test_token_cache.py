@@ -1,4 +1,4 @@
-"""data.streaming: rows that are tokenised once, found again by what they are made of, by one process or several."""
+"""Rows that are tokenised once, and found again by what they are made of."""
 
 import os
 import pickle
@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import streaming
 from bad_input import write_rows
+from cached_rows import REAL, caches, encoder, one_by_one, plain, read
 from chat_templates import MISTRAL_CHAT
 from datasets import Dataset
-from streaming import REAL, assert_same_elements, caches, encoder, read
 
-from nemo_tvkd.data import cache
+from nemo_tvkd.data import cache, encoding
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.data.tokenizer import load_tokenizer
@@ -40,7 +39,9 @@ def pairs(tmp_path: Path) -> Path:
 # --- what is read -----------------------------------------------------------------------------------------------------
 
 
-def test_rows_are_those_of_memory(mistral: Any, templates: dict[str, Template], tmp_path: Path, pairs: Path) -> None:
+def test_rows_are_those_that_are_read_one_by_one(
+    mistral: Any, templates: dict[str, Template], tmp_path: Path, pairs: Path
+) -> None:
     """Pairs, examples, all turns, positions, rewards and margins; each field of a row is there in one of them."""
     talks = write_rows(tmp_path / "talks.jsonl", [{"messages": TALK}, {"messages": TALK[:2]}])
     jinja = tmp_path / "mistral.jinja"
@@ -54,46 +55,63 @@ def test_rows_are_those_of_memory(mistral: Any, templates: dict[str, Template], 
     ]
     seen: set[str] = set()
     for path, settings, how in cases:
-        listed, said = read(encoder(mistral, streaming=False, **settings), path, **how)
+        expected = [plain(row) for row in one_by_one(encoder(mistral, **settings), path, **how)]
+        lines = set()
         for _ in range(2):
-            lazy, line = read(encoder(mistral, **settings), path, **how)
-            assert line == said
-            assert_same_elements(lazy, listed)
-        seen |= {field.name for row in listed for field in fields(row) if getattr(row, field.name) is not None}
+            rows, line = read(encoder(mistral, **settings), path, **how)
+            lines.add(line)
+            for each in (rows, pickle.loads(pickle.dumps(rows)), [rows[n - len(rows)] for n in range(len(rows))]):
+                assert [plain(row) for row in each] == expected
+        assert len(lines) == 1
+        assert [plain(row) for row in rows[::-1][1::2]] == expected[::-1][1::2]
+        seen |= {field.name for row in rows for field in fields(row) if getattr(row, field.name) is not None}
+        with pytest.raises(IndexError):
+            rows[len(rows)]
     assert seen == {field.name for field in fields(Tokenized)}
 
 
-def test_real_pairs_and_their_bad_rows(mistral: Any) -> None:
-    """1,200 lines of HH-RLHF, of which four have an empty response."""
-    listed, said = read(encoder(mistral, streaming=False, on_bad_row="skip"), REAL)
-    lazy, line = read(encoder(mistral, on_bad_row="skip"), REAL)
-    assert line == said
-    assert len(lazy) == 1196
-    assert len(pickle.dumps(lazy)) < 1000
-    assert [streaming.plain(row) for row in lazy] == [streaming.plain(row) for row in listed]
-    with pytest.raises(UserError, match=r"^\S+\.jsonl\.gz:87: chosen: the response is empty$"):
-        read(encoder(mistral), REAL)
+def test_real_pairs_and_their_bad_rows(mistral: Any, llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1,200 lines of HH-RLHF, of which four have an empty response; by worker processes the same, in the same order."""
+    monkeypatch.setattr(encoding, "BATCH", 100)
+    lines, ids = set(), []
+    for alone in (100, 2):
+        monkeypatch.setattr(encoding, "BATCHES_ALONE", alone)
+        rows, line = read(encoder(mistral, on_bad_row="skip"), REAL)
+        lines.add(line)
+        ids.append([row.pair_id for row in rows])
+        with pytest.raises(UserError, match=r"\.jsonl\.gz:87: chosen: the response is empty$"):
+            read(encoder(mistral), REAL)
+        monkeypatch.setenv("NEMO_TVKD_CACHE", os.environ["NEMO_TVKD_CACHE"] + "2")
+    assert ids[0] == ids[1] == [row.pair_id for row in one_by_one(encoder(mistral), REAL)]
+    assert (len(rows), len(lines)) == (1196, 1)
+    assert "skipped: 4 bad rows, first " in line
+    assert len(pickle.dumps(rows)) < 1000
+    read_again = read(encoder(llama, on_bad_row="skip"), REAL)[0]
+    assert [row.pair_id for row in read_again] == [row.pair_id for row in one_by_one(encoder(llama), REAL)]
 
 
-def test_bad_rows_are_told_as_in_memory(mistral: Any, tmp_path: Path, tokens: Path) -> None:
-    """Of both kinds: those that make no pair, and those that the template or the length refuses."""
+@pytest.mark.parametrize("alone", [100, 1])
+def test_bad_rows(mistral: Any, tmp_path: Path, tokens: Path, monkeypatch: pytest.MonkeyPatch, alone: int) -> None:
+    """Of both kinds: those that make no pair, and those that the template or the length refuses; the first is named."""
+    monkeypatch.setattr(encoding, "BATCH", 2)
+    monkeypatch.setattr(encoding, "BATCHES_ALONE", alone)
     long = {"prompt": "word " * 100, "chosen": "a", "rejected": "b"}
-    rows = [long, PAIRS[0], {"prompt": "x"}, long, PAIRS[1]]
-    mixed = write_rows(tmp_path / "mixed.jsonl", rows)
-    settings = {"max_length": 40, "on_bad_row": "skip"}
-    listed, said = read(encoder(mistral, streaming=False, **settings), mixed)
-    assert "skipped: 3 bad rows, first " in said
+    file = write_rows(tmp_path / "mixed.jsonl", [PAIRS[0], long, {"prompt": "x"}, long, PAIRS[1]])
     for _ in range(2):
-        lazy, line = read(encoder(mistral, **settings), mixed)
-        assert (line, [row.source for row in lazy]) == (said, [row.source for row in listed])
-    for bad in ([long, long], [{"prompt": "x"}], []):
-        file = write_rows(tmp_path / "bad.jsonl", bad)
-        messages = set()
-        for streamed in (True, False, True):
+        rows, line = read(encoder(mistral, max_length=40, on_bad_row="skip"), file)
+        assert [row.source for row in rows] == [f"{file}:1", f"{file}:5"]
+        assert f"skipped: 3 bad rows, first {file}:3: " in line
+    for settings, bad, message in (
+        ({}, [PAIRS[0], long, {"prompt": "x"}], ".jsonl:2: "),
+        ({}, [PAIRS[0], {"prompt": "x"}, long], ".jsonl:2: "),
+        ({"on_bad_row": "skip"}, [long, long], "each of the 2 rows is bad; the first: "),
+        ({"on_bad_row": "skip"}, [{"prompt": "x"}], "data.train: each of the 1 rows is bad; the first: "),
+        ({}, [], "data.train: "),
+    ):
+        for _ in range(2):
             with pytest.raises(UserError) as caught:
-                read(encoder(mistral, streaming=streamed, **settings), file)
-            messages.add(str(caught.value))
-        assert len(messages) == 1
+                read(encoder(mistral, max_length=40, **settings), write_rows(tmp_path / "bad.jsonl", bad))
+            assert message in str(caught.value)
     assert len(caches(tokens)) == 1
 
 
@@ -102,12 +120,12 @@ def test_bad_rows_are_told_as_in_memory(mistral: Any, tmp_path: Path, tokens: Pa
 
 def test_a_second_start_reads_none_of_the_data(mistral: Any, pairs: Path, tokens: Path) -> None:
     """The file's text may even be another, as long as its size and time are the same."""
-    rows, said = read(encoder(mistral), pairs)
-    before, stat = [streaming.plain(row) for row in rows], pairs.stat()
+    rows, first = read(encoder(mistral), pairs)
+    before, stat = [plain(row) for row in rows], pairs.stat()
     pairs.write_bytes(b"x" * stat.st_size)
     os.utime(pairs, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     rows, line = read(encoder(mistral), pairs)
-    assert ([streaming.plain(row) for row in rows], line) == (before, said)
+    assert ([plain(row) for row in rows], line) == (before, first)
     assert len(caches(tokens)) == 1
 
 

@@ -1,4 +1,4 @@
-"""A cache of data.streaming is seen whole or not at all: damage, full disks, killed processes, several at once."""
+"""A token cache is seen whole or not at all: damage, full disks, killed processes, several at once."""
 
 import fcntl
 import gzip
@@ -11,12 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cached_rows
 import pytest
-import streaming
 from bad_input import write_rows
-from streaming import EMPTY, LONG, REAL, caches, encoder, read, rests
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from cached_rows import EMPTY, LONG, REAL, caches, encoder, read, rests
 
 from nemo_tvkd.data import once
 from nemo_tvkd.errors import UserError
@@ -36,9 +34,9 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "manifest cut", "manifest gone", "emptied"])
 def test_a_damaged_cache_is_made_again(mistral: Any, pairs: Path, tokens: Path, damage: str) -> None:
-    before = [streaming.plain(row) for row in read(encoder(mistral), pairs)[0]]
+    before = [cached_rows.plain(row) for row in read(encoder(mistral), pairs)[0]]
     (folder,) = (tokens / name for name in caches(tokens))
-    ids, manifest = folder / "ids.bin", folder / "manifest.json"
+    ids, manifest = folder / "tokens.arrow", folder / "manifest.json"
     if damage == "cut":
         os.truncate(ids, ids.stat().st_size - 4)
     elif damage == "manifest cut":
@@ -47,14 +45,14 @@ def test_a_damaged_cache_is_made_again(mistral: Any, pairs: Path, tokens: Path, 
         os.truncate(ids, 0)
     else:
         (ids if damage == "gone" else manifest).unlink()
-    assert [streaming.plain(row) for row in read(encoder(mistral), pairs)[0]] == before
+    assert [cached_rows.plain(row) for row in read(encoder(mistral), pairs)[0]] == before
     assert caches(tokens) == [folder.name]
     assert rests(tokens) == []
 
 
 def test_a_place_that_cannot_be_written(mistral: Any, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEMO_TVKD_CACHE", str(pairs))
-    with pytest.raises(UserError, match=r"^data\.streaming: cannot write \S+: \S.*; make room, or set NEMO_TVKD_CACHE"):
+    with pytest.raises(UserError, match=r"^NEMO_TVKD_CACHE: data\.train is tokenised into .* cannot be written: "):
         read(encoder(mistral), pairs)
 
 
@@ -62,7 +60,7 @@ def test_without_locks_the_first_to_end_has_made_it(tmp_path: Path, monkeypatch:
     def no_locks(*args: Any) -> None:
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(once.fcntl, "flock", no_locks)
+    monkeypatch.setattr("nemo_tvkd.files.fcntl.flock", no_locks)
     place = tmp_path / "folder"
     made: list[str] = []
 
@@ -70,13 +68,13 @@ def test_without_locks_the_first_to_end_has_made_it(tmp_path: Path, monkeypatch:
         partial.mkdir()
         if who == "slow":  # another process is done meanwhile
             monkeypatch.setattr(once.os, "getpid", lambda: 1)
-            once.made_once(place, lambda folder: make("quick", folder), "key", "")
+            once.made_once(place, lambda folder: make("quick", folder), "")
             monkeypatch.undo()
         (partial / "who").write_text(who)
         made.append(who)
         return {"who": who}
 
-    assert once.made_once(place, lambda folder: make("slow", folder), "key", "")["who"] == "quick"
+    assert once.made_once(place, lambda folder: make("slow", folder), "")["who"] == "quick"
     assert made == ["quick", "slow"]
     assert (place / "who").read_text() == "quick"
     assert sorted(file.name for file in tmp_path.iterdir()) == [".folder.lock", "folder"]
@@ -88,7 +86,7 @@ def test_an_old_failure_is_not_that_of_a_maker_that_was_killed(
     place, failure = tmp_path / "folder", tmp_path / ".folder.failed"
     failure.write_text("a mistake of yesterday")
     made: list[Any] = []
-    waiting = threading.Thread(target=lambda: made.append(once.made_once(place, _nothing, "", "")))
+    waiting = threading.Thread(target=lambda: made.append(once.made_once(place, _nothing, "")))
     with open(tmp_path / ".folder.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting.start()
@@ -106,10 +104,10 @@ def test_what_other_machines_left_is_removed_after_a_day(tmp_path: Path) -> None
     for name, times in (("node7", (long_ago, long_ago)), ("node8", None)):
         rest = tmp_path / f".folder.{name}.1.partial"
         rest.mkdir()
-        (rest / "ids.bin").write_bytes(b"some")
-        os.utime(rest / "ids.bin", times)
+        (rest / "tokens.arrow").write_bytes(b"some")
+        os.utime(rest / "tokens.arrow", times)
         os.utime(rest, (long_ago, long_ago))
-    once.made_once(tmp_path / "folder", _nothing, "", "")
+    once.made_once(tmp_path / "folder", _nothing, "")
     assert sorted(file.name for file in tmp_path.iterdir()) == [".folder.lock", ".folder.node8.1.partial", "folder"]
 
 
@@ -129,15 +127,15 @@ def long_file(path: Path, times: int, *more: str) -> Path:
     return path
 
 
-def start(mistral_file: str, file: Path, mode: str = "true") -> subprocess.Popen[str]:
-    command = [sys.executable, streaming.__file__, mistral_file, str(file), mode]
+def start(mistral_file: str, file: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, cached_rows.__file__, mistral_file, str(file)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_rows(tokens: Path, process: subprocess.Popen[str]) -> None:
     """Until the process has written some."""
     end = time.monotonic() + 60
-    while not any(file.stat().st_size > 100_000 for file in tokens.glob(".*.partial/ids.bin")):
+    while not any(file.stat().st_size > 100_000 for file in tokens.glob(".*.partial/tokens.arrow")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -199,24 +197,3 @@ def test_who_comes_second_waits(
     assert failing.communicate()[1].splitlines()[-1] == str(caught.value)
     with pytest.raises(AssertionError, match="read again"):  # who comes later tries for itself
         read(encoder(mistral, **LONG), bad)
-
-
-def test_memory(tmp_path: Path) -> None:
-    """MiB that 1.5 million tokens take at most (the ids 6, their text 3): all of it, or that of a row or two."""
-    words = Tokenizer(
-        models.WordLevel({word: n for n, word in enumerate(["<s>", "</s>", "<unk>", *"abcdef"])}, "<unk>")
-    )
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(tmp_path / "tokenizer")
-    rows = [{"prompt": "a", "chosen": "a b c d e f " * 500 + "a " * n, "rejected": "f " * 3000} for n in range(250)]
-    file = write_rows(tmp_path / "long.jsonl", rows)
-    taken = {}
-    processes = {mode: start(str(tmp_path / "tokenizer"), file, mode) for mode in ("true", "false")}
-    for mode, process in processes.items():
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        count, tokens, taken[mode] = map(int, out.split())
-        assert (count, tokens > 1_500_000) == (250, True)
-    assert taken["true"] < 6
-    assert taken["false"] > 8

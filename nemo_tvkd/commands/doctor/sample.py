@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from nemo_tvkd.data.encoding import tokenize_rows
 from nemo_tvkd.data.pairs import ReadReport, Row, iter_rows
-from nemo_tvkd.data.template import Tokenized, tokenize_rows
+from nemo_tvkd.data.tokenized import Tokenized
 
 ROWS = 256
 """Rows that are tokenised; all of them are parsed."""

@@ -1,12 +1,12 @@
-"""Streaming as the tests ask for it: items compared field by field, and a process of its own that tokenises."""
+"""Token caches as the tests look at them: rows compared field by field, and a process of its own that tokenises."""
 
+import contextlib
 import ctypes
 import gc
-import pickle
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from nemo_tvkd.data.pairs import iter_rows
 from nemo_tvkd.data.template import Template
+from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.prepare.encoder import Encoder
 
-STREAMING = "data.streaming=true"
 LONG = {"max_length": 100_000}
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
 EMPTY = (87, 517, 926, 1104)
@@ -37,35 +38,30 @@ def plain(value: Any) -> Any:
     return (type(value).__name__, value)
 
 
-def assert_same_elements(lazy: Sequence[Any], listed: Sequence[Any]) -> None:
-    """The same elements by iteration, index, slice and after a journey to another process, which is a short one."""
-    assert isinstance(listed, list)
-    assert not isinstance(lazy, list)
-    expected = [plain(each) for each in listed]
-    assert [plain(each) for each in lazy] == expected
-    assert [plain(lazy[n - len(listed)]) for n in range(len(listed))] == expected
-    assert [plain(each) for each in lazy[1::2]] == expected[1::2]
-    assert [plain(each) for each in lazy[::-1][:2]] == expected[::-1][:2]
-    sent = pickle.dumps(lazy)
-    assert [plain(each) for each in pickle.loads(sent)] == expected
-    whole = pickle.dumps(list(listed))
-    assert len(sent) < max(len(whole) / 3, 4000), f"{len(sent)} bytes are sent, of {len(whole)}"
-
-
-def encoder(tokenizer: Any, streaming: bool = True, template: str = "plain", **settings: Any) -> Encoder:
+def encoder(tokenizer: Any, template: str = "plain", **settings: Any) -> Encoder:
     """An encoder with `settings` of the data section."""
     data = {"max_length": 2048, "max_prompt_length": None, "on_bad_row": "error", "assistant_turns": "last"}
-    return Encoder(
-        tokenizer, Template(tokenizer, template), SimpleNamespace(**data | {"streaming": streaming} | settings)
-    )
+    return Encoder(tokenizer, Template(tokenizer, template), SimpleNamespace(**data | settings))
 
 
 def read(made: Encoder, *paths: Path, pairs: bool = True, **kwargs: Any) -> tuple[Any, str]:
-    """The rows, and what was said."""
-    said: list[str] = []
-    rows = made.read(list(map(str, paths)), "data.train", pairs, said.append, **kwargs)
-    (line,) = said
+    """The rows, and the line about them."""
+    lines: list[str] = []
+    rows = made.read(list(map(str, paths)), "data.train", pairs, lines.append, **kwargs)
+    (line,) = lines
     return rows, line
+
+
+def one_by_one(
+    made: Encoder, *paths: Path, pairs: bool = True, positions: bool = False, require: Mapping[str, str] = {}
+) -> list[Tokenized]:
+    """The rows that can be used, read and tokenised one by one, in memory."""
+    data, rows = made.data, []
+    for row in iter_rows(list(map(str, paths)), need_rejected=pairs, on_bad_row="skip", require=require):
+        turns = "last" if pairs else data.assistant_turns
+        with contextlib.suppress(UserError):
+            rows.append(made.template.encode(row, data.max_length, data.max_prompt_length, positions, turns))
+    return rows
 
 
 def caches(tokens: Path) -> list[str]:
@@ -91,17 +87,17 @@ def watch(most: list[int]) -> None:
         time.sleep(0.03)
 
 
-if __name__ == "__main__":  # TOKENIZER FILE STREAMING: read a file of pairs, and go through them
+if __name__ == "__main__":  # TOKENIZER FILE: read a file of pairs, and go through them
     from nemo_tvkd.data.tokenizer import load_tokenizer
 
-    loaded = encoder(load_tokenizer(sys.argv[1]), streaming=sys.argv[3] == "true", **LONG)
+    loaded = encoder(load_tokenizer(sys.argv[1]), **LONG)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # or rows would fit into what loading has left
     before, most = anonymous_memory(), [0]
     threading.Thread(target=watch, args=(most,), daemon=True).start()
     try:
-        found, _ = read(loaded, Path(sys.argv[2]))
+        rows, _ = read(loaded, Path(sys.argv[2]))
     except UserError as error:
         sys.exit(str(error))
-    tokens = sum(len(row.chosen_ids) + len(row.rejected_ids) + len(row.prompt_ids) for row in found)
-    print(len(found), tokens, most[0] - before)
+    tokens = sum(len(row.chosen_ids) + len(row.rejected_ids) + len(row.prompt_ids) for row in rows)
+    print(len(rows), tokens, most[0] - before)
