@@ -70,7 +70,8 @@ def _shown(batches: Iterator[pa.RecordBatch], title: str) -> Iterator[pa.RecordB
         if (now := time.monotonic()) - shown > PROGRESS_SECONDS:
             shown = now
             print(f"{title}: {rows} rows, {rows / (now - start):.0f} rows/s", file=sys.stderr, flush=True)
-    print(f"{title}: {rows} rows in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
+    if shown > start:
+        print(f"{title}: {rows} rows in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 def data_state(paths: list[str], key: str, pairs: bool) -> list[Any]:

@@ -9,7 +9,7 @@ from dialogues import END, EOS, EOT, PAD, SPECIAL, TOLD, base_model, base_tokeni
 
 from nemo_tvkd.checkpoints.hf import find_checkpoint
 from nemo_tvkd.config.compose import compose
-from nemo_tvkd.data.chat_template import BUILT_IN
+from nemo_tvkd.config.places import BUILT_IN_TEMPLATES
 from nemo_tvkd.data.records import row_from_record
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenizer import load_tokenizer, set_tokens, tokenizer_fingerprint
@@ -32,7 +32,7 @@ def conversation(*turns: tuple[str, str]) -> Any:
 
 
 def test_every_built_in_template_is_a_file() -> None:
-    assert {file.stem for file in (package_folder("conf") / "chat_template").iterdir()} == set(BUILT_IN)
+    assert {file.stem for file in (package_folder("conf") / "chat_template").iterdir()} == set(BUILT_IN_TEMPLATES)
 
 
 def test_llama3(llama: Any) -> None:
@@ -80,7 +80,7 @@ def test_mistral_is_mistral_commons(mistral: Any, first: int) -> None:
     assert Template(mistral, "mistral").encode(conversation(*turns), 100, None).prompt_ids.tolist() == expected
 
 
-@pytest.mark.parametrize("name", BUILT_IN)
+@pytest.mark.parametrize("name", BUILT_IN_TEMPLATES)
 def test_turns_that_no_template_has(name: str, llama: Any, mistral: Any) -> None:
     template = Template(llama if name == "llama3" else mistral, name)
     wrong = [{"role": "user", "content": "a"}, {"role": "system", "content": "b"}, {"role": "user", "content": "c"}]

@@ -183,9 +183,8 @@ def test_who_comes_second_waits(
     pause(first)
     rows, _ = read(encoder(mistral, **LONG), good)
     count = sum(len(ids) for row in rows for ids in (row.prompt_ids, row.chosen_ids, row.rejected_ids))
-    out, err = first.communicate()
+    out, _ = first.communicate()
     assert out.split()[:2] == [str(len(rows)), str(count)]
-    assert "tokenised once" in err
     assert capfd.readouterr().err.startswith("waiting for another process: data.train is tokenised into ")
     bad = long_file(tmp_path / "bad.jsonl", 1, '{"prompt": 3}')
     failing = start(mistral_file, bad)
