@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemo_tvkd.interface import evaluate, score, train
-    from nemo_tvkd.losses import METHODS
+    from nemo_tvkd.losses.methods import METHODS
 
 __version__ = "0.1.0"
 __all__ = ["METHODS", "__version__", "evaluate", "score", "train"]
 
-PUBLIC = {"METHODS": "losses", "evaluate": "interface", "score": "interface", "train": "interface"}
+PUBLIC = {"METHODS": "losses.methods", "evaluate": "interface", "score": "interface", "train": "interface"}
 """Names of the Python interface and the modules that are imported when one is first used."""
 
 # NeMo depends on the old name of a package, which torch then complains of in every process.

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 from conversions import add_tokenizer
 
-from nemo_tvkd.commands.inspect.numbers import Figures, Pair, Response, Rule
+from nemo_tvkd.commands.inspect.numbers import Figures, Pair, Response, psi
 from nemo_tvkd.commands.inspect.text import pieces, words
 from nemo_tvkd.data.tokenized import Tokenized
+from nemo_tvkd.losses.shaping import Shaping
 from nemo_tvkd.parallel.statistic import Statistic
 
-RULE = Rule(Statistic("soft_value", 0.1), "potential_difference", "bootstrap", 1.0)
+RULE = Shaping(Statistic("soft_value", 0.1), "potential_difference", "bootstrap", 1.0)
 
 
 def byte_tokenizer(folder: Path) -> Any:
@@ -24,20 +25,20 @@ def byte_tokenizer(folder: Path) -> Any:
 
 
 def make_response(
-    tokenizer: Any, text: str, rule: Rule, rng: np.random.Generator, *, ref: bool, reward: bool, start: float
+    tokenizer: Any, text: str, rule: Shaping, rng: np.random.Generator, *, ref: bool, reward: bool, start: float
 ) -> Response:
     """A response with its end token; random walks for values and rewards."""
     ids = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id], dtype=np.int32)
     count = len(ids)
     walk = np.append(start, start + rng.normal(size=count).cumsum()).astype(np.float32)
-    value = walk if rule.of_states else rng.normal(size=count).astype(np.float32)
+    value = walk if not rule.of_actions else rng.normal(size=count).astype(np.float32)
     top = rng.integers(3, 200, size=(count, 3))
     return Response(
         ids=ids,
         pieces=pieces(tokenizer, ids),
-        psi=rule.psi(value),
+        psi=psi(rule, value),
         logp=-rng.exponential(size=count).astype(np.float32),
-        value=value if rule.of_states else None,
+        value=value if not rule.of_actions else None,
         ref=-rng.exponential(size=count).astype(np.float32) if ref else None,
         reward=rng.normal(size=count + 1).astype(np.float32) if reward else None,
         top_ids=top,
@@ -50,7 +51,7 @@ def make_figures(
     tokenizer: Any,
     texts: list[tuple[list[tuple[str, str]], str, str]],
     *,
-    rule: Rule = RULE,
+    rule: Shaping = RULE,
     ref: bool = True,
     reward: bool = False,
     source: str = "data/pairs.jsonl",

@@ -88,9 +88,14 @@ def expected(*of: int, rows: Sequence[int] = range(len(TEXTS)), scale: Sequence[
 
 
 def found(items: Sequence[Item]) -> list[Any]:
-    return [item.oracle_rewards for item in items]
+    return [rewards_of(item) for item in items]
 
 
 def responses(item: Item) -> tuple[tuple[int, ...], ...]:
     """The ids of the chosen and the rejected response."""
     return tuple(tuple(ids.tolist()) for _, ids in item.sequences())
+
+
+def rewards_of(item: Any) -> tuple[tuple[float, float], ...] | None:
+    """Each oracle's rewards of an item's chosen and rejected response; None where it has none."""
+    return tuple(both for name, both in item.numbers.items() if name.startswith("oracle")) or None

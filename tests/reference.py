@@ -221,6 +221,37 @@ def reference_free_dpo_loss(
     return loss, _preference_metrics(loss, logp, beta * logp)
 
 
+def simpo_loss(
+    policy: PreTrainedModel,
+    pairs: Sequence[RefPair],
+    *,
+    beta: float,
+    gamma: float,
+    label_smoothing: float = 0.0,
+    hinge: bool = False,
+    sft_weight: float = 0.0,
+) -> tuple[Tensor, dict[str, float]]:
+    """SimPO (arXiv 2405.14734, Eq. 6), mean over pairs, in the paper's own terms:
+
+        -log sigmoid( beta/|y_w| log pi(y_w) - beta/|y_l| log pi(y_l) - gamma )
+
+    with gamma the margin itself; smoothed as DPO; or max(0, 1 - that argument); less the weighted log pi(y_w)/|y_w|.
+    """
+    logp = _pair_logps(policy, pairs)
+    lengths = torch.tensor([[len(p.chosen), len(p.rejected)] for p in pairs], dtype=torch.float64)
+    reward = beta * logp / lengths
+    d = reward[:, 0] - reward[:, 1] - gamma
+    loss = -(1.0 - label_smoothing) * F.logsigmoid(d) - label_smoothing * F.logsigmoid(-d)
+    if hinge:
+        loss = (1.0 - d).clamp(min=0.0)
+    total = (loss - sft_weight * logp[:, 0] / lengths[:, 0]).mean()
+    metrics = _preference_metrics(total, logp, reward)
+    metrics["logps/mean_chosen"] = (logp[:, 0] / lengths[:, 0]).mean().item()
+    metrics["logps/mean_rejected"] = (logp[:, 1] / lengths[:, 1]).mean().item()
+    metrics["simpo/margin_met"] = (d > 0).double().mean().item()
+    return total, metrics
+
+
 def sft_loss(policy: PreTrainedModel, examples: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Tensor:
     """-sum over examples of log pi(y|x) / total number of response tokens; examples are (prompt, response)."""
     twin = as_float64(policy)

@@ -82,7 +82,10 @@ def judged_items(pairs: list[ref.RefPair], oracles: Tensor | None, margins: Sequ
     items = make_items(pairs)
     for index, item in enumerate(items):
         if oracles is not None:
-            item.oracle_rewards = tuple((float(w), float(lost)) for w, lost in oracles[:, index])
+            item.numbers |= {
+                f"oracle/{k}.reward" if k else "oracle.reward": (float(w), float(lost))
+                for k, (w, lost) in enumerate(oracles[:, index])
+            }
         if margins is not None:
             item.tokens.margin = float(margins[index])
     return items

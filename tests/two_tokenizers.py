@@ -24,9 +24,10 @@ from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 from nemo_tvkd.checkpoints.hf import find_checkpoint
 from nemo_tvkd.commands.score import prepare_scoring, writer_of
 from nemo_tvkd.config.compose import compose
-from nemo_tvkd.losses import METHODS
+from nemo_tvkd.losses.methods import METHODS
 from nemo_tvkd.prepare.encoder import Encoder
-from nemo_tvkd.prepare.needs import Needs, resolve_needs
+from nemo_tvkd.prepare.frozen import resolve, training_sources
+from nemo_tvkd.prepare.needs import Needs
 from nemo_tvkd.prepare.training import Prepared, prepare_training
 from nemo_tvkd.scores.shard import PairScores
 
@@ -215,7 +216,9 @@ class Setting:
         """What the configuration needs, and what was said about it."""
         config, said = self.training(*options), []
         encoder = Encoder.build(find_checkpoint(config.student.path, ""), "", config.data, "student.tokenizer")
-        return resolve_needs(config, METHODS[config.algorithm.name], encoder, said.append), said
+        needs = Needs(encoder, METHODS[config.algorithm.name].pairs)
+        resolve(needs, training_sources(config, METHODS[config.algorithm.name]), config, said.append)
+        return needs, said
 
     def store(self, *options: object, model: Path | None = None, pairs: Path | None = None) -> Path:
         """1000 n + i for state (or token) i of the n-th pair's chosen response, 500 more for the rejected one's."""

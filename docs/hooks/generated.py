@@ -9,10 +9,10 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 from nemo_tvkd.commands.help import options, usage
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.compose import TRAINING, choices
 from nemo_tvkd.config.documented import Key, keys
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
+from nemo_tvkd.losses.methods import METHODS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NO_PREFIX = "itself"
@@ -68,7 +68,7 @@ def algorithms() -> str:
         "[Algorithms](../algorithms.md).\n"
     )
     parts = [head]
-    for name, kind in ALGORITHMS.items():
+    for name, kind in ((name, method.config) for name, method in METHODS.items()):
         source = " ".join((kind.__doc__ or "").split())
         entries = [key for key in keys(kind, "algorithm.") if key.name != "algorithm.name"]
         shown = "".join(entry(key, f"{name}.") for key in entries) or "It has no keys of its own.\n"

@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.compose import GROUPS, OPEN, TRAINING, choices
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import package_folder
 from nemo_tvkd.keys import leaves, values_of
+from nemo_tvkd.losses.methods import METHODS
 
 SHELLS = {
     "bash": 'eval "$(nemo-tvkd completion bash)"    # in ~/.bashrc',
@@ -99,10 +99,13 @@ def _keys(name: str, typed: Sequence[str]) -> dict[str, tuple[Any, Sequence[str]
     """Key -> its type and choices, after those made so far."""
     keys: dict[str, tuple[Any, Sequence[str]]] = {}
     for group in GROUPS.get(name, ()):
-        keys[group] = (str, list(ALGORITHMS) if group == "algorithm" else choices(group, _after("--config-dir", typed)))
+        keys[group] = (str, list(METHODS) if group == "algorithm" else choices(group, _after("--config-dir", typed)))
     keys = _typed(COMMANDS[name].schema) | keys
     if name in TRAINING:
-        keys |= _typed(ALGORITHMS.get(_chosen("algorithm", typed), ALGORITHMS["tvkd"]), "algorithm.")
+        keys |= _typed(
+            METHODS[name if (name := _chosen("algorithm", typed)) in METHODS else next(iter(METHODS))].config,
+            "algorithm.",
+        )
         del keys["algorithm.name"]
     if name == "submit":
         keys = {key: kind for key, kind in keys.items() if not key.startswith("recipe.") and key != OPEN[:-1]}

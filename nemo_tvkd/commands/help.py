@@ -32,10 +32,10 @@ def options(name: str) -> str:
 
 
 def _methods() -> str:
-    from nemo_tvkd.config.algorithms import ALGORITHMS
+    from nemo_tvkd.losses.methods import METHODS
 
-    width = max(map(len, ALGORITHMS))
-    lines = (f"  {name:{width}}  {' '.join((kind.__doc__ or '').split())}" for name, kind in ALGORITHMS.items())
+    width = max(map(len, METHODS))
+    lines = (f"  {name:{width}}  {method.summary}" for name, method in METHODS.items())
     return "methods:\n" + "\n".join(lines)
 
 

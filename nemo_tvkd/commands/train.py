@@ -14,9 +14,9 @@ from nemo_tvkd.data.noise import record
 from nemo_tvkd.data.readings import tokens_of
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import take_lock, write_whole
-from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
-from nemo_tvkd.losses.tvkd import ends_suffice
-from nemo_tvkd.prepare.needs import option, provides, teacher_value
+from nemo_tvkd.losses.methods import METHODS
+from nemo_tvkd.losses.reads import base, source
+from nemo_tvkd.prepare.needs import option
 from nemo_tvkd.prepare.training import Prepared, prepare_training
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
@@ -194,9 +194,9 @@ class _Run:
         dtype = torch.bfloat16 if self.config.trainer.precision == "bf16" else torch.float32
         # Weights come from a checkpoint, but Megatron marks them as tensor-parallel only where it initialises them,
         # and without the marks its gradient norm leaves out all but the first rank's.
-        reads_tokens = bool(self.method.logps(self.config.algorithm))
-        architecture = model_config(self.prepared.student.config, "student.path", dtype, lm_head=reads_tokens)
-        architecture.reward_head = self.method.reward_head(self.config.algorithm)
+        heads = self.method.heads(self.config.algorithm)
+        architecture = model_config(self.prepared.student.config, "student.path", dtype, lm_head="lm" in heads)
+        architecture.reward_head = "reward" in heads
         architecture.reward_head_seed = self.config.trainer.seed
         architecture.lm_head_memory = self.lm_head_memory
         if self.config.trainer.recompute:
@@ -207,20 +207,15 @@ class _Run:
         return model
 
     def _online_scorer(self) -> Any:
-        from nemo_tvkd.models.frozen import Statistics, load_frozen
-        from nemo_tvkd.models.online import OnlineScorer, logprob_statistics, reward_statistics, value_statistics
+        from nemo_tvkd.models.frozen import load_frozen
+        from nemo_tvkd.models.online import OnlineScorer
 
-        models = []
+        asked, precision, models = self.method.frozen(self.config.algorithm), self.config.trainer.precision, []
         for name, checkpoint in self.prepared.frozen.items():
-            need, precision = provides(name), self.config.trainer.precision
-            judges = need == ORACLE_REWARDS
-            module = load_frozen(checkpoint, option(name, "path"), precision, self.lm_head_memory, lm_head=not judges)
-            statistics: Statistics = reward_statistics if judges else logprob_statistics
-            if need == TEACHER_VALUE:
-                shaping = self.config.algorithm.shaping
-                ends = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
-                statistics = value_statistics(teacher_value(self.config.algorithm), ends)
-            models.append((name, module, statistics))
+            quantities = asked[base(name)]
+            lm_head = any(what.head == "lm" for what in quantities)
+            module = load_frozen(checkpoint, option(name, "path"), precision, self.lm_head_memory, lm_head)
+            models.append((name, module, quantities))
         return OnlineScorer(models) if models else None
 
     def _callbacks(self, model: "PolicyModel", scorer: Any) -> list[Any]:
@@ -246,14 +241,16 @@ class _Run:
         return callbacks
 
     def _chooser(self, model: "PolicyModel") -> Any:
-        """Of several oracles, what chooses one for each step (algorithm.ensemble=min)."""
-        online = sum(provides(name) == ORACLE_REWARDS for name in self.prepared.frozen)
-        count = online or len(self.prepared.train[0].oracle_rewards or ())
-        if self.method.errors is None or self.config.algorithm.ensemble != "min" or count < 2:
+        """Chooses, of several models of one kind, the one that enters each step (algorithm.ensemble=min)."""
+        asked, several = self.method.frozen(self.config.algorithm), self.method.several(self.config.algorithm)
+        online = [source(name, what) for name in self.prepared.frozen for what in asked[base(name)]]
+        stored = [name for name in self.prepared.train[0].numbers if name not in online]
+        numbers = [name for name in (*stored, *online) if base(name.rpartition(".")[0]) in several]
+        if not self.method.choice(self.config.algorithm) or len(numbers) < 2:
             return None
         from nemo_tvkd.models.ensemble import LeastLoss
 
-        return LeastLoss(model, self.objective, count)
+        return LeastLoss(model, self.objective, numbers)
 
     def _validation(self, model: "PolicyModel", scorer: Any, chooser: Any) -> Callable[[], dict[str, float]]:
         from megatron.core import parallel_state

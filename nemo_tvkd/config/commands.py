@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tvkd.config.algorithms import ShapingConfig
 from nemo_tvkd.config.sections import (
     DataConfig,
     ExampleDataConfig,
@@ -20,6 +19,7 @@ from nemo_tvkd.config.sections import (
     TrainingDataConfig,
 )
 from nemo_tvkd.keys import key
+from nemo_tvkd.losses.methods import ShapingConfig
 from nemo_tvkd.parallel.statistic import VALUE_KINDS
 
 SCORABLE = ("value", "logprob", "reward")

@@ -7,10 +7,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.table import COMMANDS
 from nemo_tvkd.errors import UserError, one_line
 from nemo_tvkd.files import package_folder
+from nemo_tvkd.losses.methods import METHODS
 
 TRAINING = ("train", "bench")
 """Commands whose configuration has an algorithm."""
@@ -53,10 +53,8 @@ def compose(command: str, overrides: list[str], base: Path | None = None, folder
         except Exception as error:
             _check_known([*saved, *(key for key, _ in typed)], defaults)
             raise UserError(_mistake(error)) from error
-    if command in TRAINING and OmegaConf.get_type(config.algorithm) is not ALGORITHMS.get(config.algorithm.name):
-        raise UserError(
-            f"algorithm.name={config.algorithm.name}: choose the method by algorithm={'|'.join(ALGORITHMS)}"
-        )
+    if command in TRAINING and not _is_method(config.algorithm):
+        raise UserError(f"algorithm.name={config.algorithm.name}: choose the method by algorithm={'|'.join(METHODS)}")
     _resolve(config)
     return config
 
@@ -92,13 +90,20 @@ def _composed(command: str, groups: tuple[str, ...], folder: str, files: object)
 
 
 @cache
+def _is_method(section: Any) -> bool:
+    """Whether the section's name is that of the method whose keys it has."""
+    from omegaconf import OmegaConf
+
+    return section.name in METHODS and OmegaConf.get_type(section) is METHODS[section.name].config
+
+
 def _store_schemas(command: str) -> None:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name=f"{command}_schema", node=COMMANDS[command].schema)
-    for name, node in ALGORITHMS.items() if command in TRAINING else ():
-        store.store(group="algorithm", name=f"{name}_schema", node=node)
+    for name, method in METHODS.items() if command in TRAINING else ():
+        store.store(group="algorithm", name=f"{name}_schema", node=method.config)
 
 
 def _resolve(config: Any) -> None:
@@ -128,7 +133,7 @@ def _is_group(command: str, key: str, value: Any) -> bool:
 def _check_groups(chosen: list[str], command: str, folder: str) -> None:
     for override in chosen:
         group, value = override.split("=", 1)
-        known = list(ALGORITHMS) if group == "algorithm" else choices(group, folder)
+        known = list(METHODS) if group == "algorithm" else choices(group, folder)
         if value not in known:
             near = difflib.get_close_matches(value, known, 1)
             hint = f"; did you mean {near[0]}?" if near and group != "algorithm" else ""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 """tokens, position_ids [1, T] and labels [T] int64; cu_seqlens [N + 1] int32; lengths (with filler), prompt_lengths,
 response_lengths: host lists of N ints; loss_masks (where an example has one): a host list of N bool arrays [T], which
-tokens of the responses are trained; count: pairs (or examples); teacher_values: N arrays; reference_logps [N];
-oracle_rewards [K, N]; margins [B]; readings: the pairs' OtherReadings, by online model."""
+tokens of the responses are trained; count: pairs (or examples); numbers: of frozen models, by name (teacher.value): [N]
+float64, or a list of N float32 tensors by state; columns: [B] float64 of the data, by name; readings: the pairs'
+OtherReadings, by online model."""
 
 
 @dataclass
@@ -49,21 +50,16 @@ class Item:
     """One pair (or example) and what frozen models said about it (None where a score is not needed or not cached)."""
 
     tokens: "Tokenized"
-    teacher_values: tuple[np.ndarray, np.ndarray] | None = None
-    """float32 V(s_1..s_{T+1}) (or psi_1..psi_T) of the chosen and the rejected response, nats."""
-    reference_logps: tuple[float, float] | None = None
-    """log-probabilities of the two responses under the reference policy, nats."""
-    oracle_rewards: tuple[tuple[float, float], ...] | None = None
-    """rewards of the two responses, of each oracle, reward units."""
+    numbers: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    """By name (see `losses.reads.source`: teacher.value, oracle/1.reward), of the chosen and the rejected response: a
+    number each (nats or reward units), or float32 arrays of V(s_1..s_{T+1}) or psi_1..psi_T (nats)."""
     readings: dict[str, OtherReading] = field(default_factory=dict)
     """Of online models that do not read the student's ids."""
 
     def flipped(self) -> "Item":
         """The pair with its label changed: what was said of a response stays with it."""
-        rewards = self.oracle_rewards and tuple((rejected, chosen) for chosen, rejected in self.oracle_rewards)
-        readings = {name: reading.flipped() for name, reading in self.readings.items()}
-        scores = (_swap(self.teacher_values), _swap(self.reference_logps))
-        return Item(flip(self.tokens), *scores, rewards, readings)
+        numbers = {name: (rejected, chosen) for name, (chosen, rejected) in self.numbers.items()}
+        return Item(flip(self.tokens), numbers, {name: reading.flipped() for name, reading in self.readings.items()})
 
     def sequences(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(prompt, response) of the chosen and, for pairs, the rejected response."""
@@ -105,16 +101,10 @@ def collate(items: Sequence[Item], multiple: int = 1) -> Batch:
     }
     if any(getattr(item.tokens, "chosen_mask", None) is not None for item in items):
         batch["loss_masks"] = [_loss_mask(item.tokens) for item in items]
-    if all(item.teacher_values is not None for item in items):
-        sides = zip(*(item.teacher_values for item in items if item.teacher_values is not None), strict=True)
-        batch["teacher_values"] = [torch.from_numpy(np.asarray(v, dtype=np.float32)) for side in sides for v in side]
-    if all(item.reference_logps is not None for item in items):
-        sides = zip(*(item.reference_logps for item in items if item.reference_logps is not None), strict=True)
-        batch["reference_logps"] = torch.tensor([v for side in sides for v in side], dtype=torch.float64)
-    if all(item.oracle_rewards is not None for item in items):
-        batch["oracle_rewards"] = _by_oracle([item.oracle_rewards for item in items if item.oracle_rewards is not None])
+    batch["numbers"] = {name: _by_response([item.numbers[name] for item in items]) for name in _shared_numbers(items)}
     if all(getattr(item.tokens, "margin", None) is not None for item in items):
-        batch["margins"] = torch.tensor([item.tokens.margin for item in items], dtype=torch.float64)
+        margins = torch.tensor([item.tokens.margin for item in items], dtype=torch.float64)
+        batch["columns"] = {"margin": margins}
     if names := set(items[0].readings):
         batch["readings"] = {name: [item.readings[name] for item in items] for name in names}
     return batch
@@ -126,9 +116,17 @@ def _loss_mask(tokens: "Tokenized") -> np.ndarray:
     return np.ones(len(tokens.chosen_ids), dtype=bool) if tokens.chosen_mask is None else tokens.chosen_mask
 
 
-def _by_oracle(rewards: list[tuple[tuple[float, float], ...]]) -> Tensor:
-    """[K, N] float64, chosen first, from each pair's rewards by each of K oracles."""
-    return torch.cat(torch.tensor(rewards, dtype=torch.float64).permute(1, 2, 0).unbind(1), dim=1)
+def _shared_numbers(items: Sequence[Item]) -> list[str]:
+    """Names of the numbers that all items have, in their order: those of some rows are of no use."""
+    return [name for name in items[0].numbers if all(name in item.numbers for item in items)]
+
+
+def _by_response(pairs: Sequence[tuple[Any, Any]]) -> Tensor | list[Tensor]:
+    """[N] float64 of N numbers, chosen first; of arrays a list of N float32 tensors."""
+    flat = [number for side in zip(*pairs, strict=True) for number in side]
+    if np.ndim(flat[0]):
+        return [torch.from_numpy(np.asarray(values, dtype=np.float32)) for values in flat]
+    return torch.tensor(flat, dtype=torch.float64)
 
 
 def _row(parts: list[np.ndarray]) -> Tensor:
@@ -139,12 +137,16 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`; host lists stay."""
     moved: Batch = {}
     for name, value in batch.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-        elif name == "teacher_values":
-            value = [v.to(device, non_blocking=True) for v in value]
-        moved[name] = value
+        if name in ("numbers", "columns"):
+            value = {key: _moved(numbers, device) for key, numbers in value.items()}
+        moved[name] = _moved(value, device) if isinstance(value, Tensor) else value
     return moved
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    return [part.to(device, non_blocking=True) for part in value]
 
 
 def next_batch(iterator: Iterator[Any]) -> Batch:

@@ -49,10 +49,10 @@ def drdo_loss(
     rejected_logps: Tensor,
     chosen_lengths: Tensor,
     rejected_lengths: Tensor,
-    chosen_rewards: Tensor | None,
-    rejected_rewards: Tensor | None,
     chosen_oracle: Tensor,
     rejected_oracle: Tensor,
+    chosen_rewards: Tensor | None = None,
+    rejected_rewards: Tensor | None = None,
     *,
     alpha: float,
     gamma: float,
@@ -66,9 +66,9 @@ def drdo_loss(
     Args:
         chosen_logps, rejected_logps: [B], log pi(y|x) summed over response tokens (nats).
         chosen_lengths, rejected_lengths: [B], response tokens.
+        chosen_oracle, rejected_oracle: [B], r* (reward units); constants.
         chosen_rewards, rejected_rewards: [B], rhat of the student's head (reward units); None with
             student_reward="implicit", where rhat = beta log pi(y|x).
-        chosen_oracle, rejected_oracle: [B], r* (reward units); constants.
         alpha, gamma: weight and exponent of the focal term.
         beta: reward units per nat, of the implicit reward.
         logprob: what the focal term calls log pi: the `sum` over tokens (the definition), or its `mean`.

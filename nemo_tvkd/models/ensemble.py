@@ -27,28 +27,31 @@ class LeastLoss(pl.Callback):
     It comes after the online scorer, whose rewards it reads.
 
     Args:
-        oracles: how many there are.
+        numbers: names of the oracles' numbers in batches, in their order.
     """
 
-    def __init__(self, model: PolicyModel, objective: Objective, oracles: int) -> None:
-        self.model, self.objective, self.oracles = model, objective, oracles
+    def __init__(self, model: PolicyModel, objective: Objective, numbers: Sequence[str]) -> None:
+        self.model, self.objective, self.numbers = model, objective, numbers
 
     def choose(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches with one oracle's rewards (collective over the pipeline and the replicas)."""
-        errors = self.objective.method.errors
-        assert errors is not None
 
         def statistics(batch: Batch, readout: Readout) -> torch.Tensor:
-            return errors(self.objective.inputs(batch, readout), self.objective.config)
+            objective = self.objective
+            return objective.method.errors(objective.terms(batch, readout), objective.config)
 
         results = pipeline_forward(self.model.module, batches, statistics)
         if not parallel_state.is_pipeline_last_stage():
             return list(batches)
-        totals = torch.zeros(self.oracles, dtype=torch.float64, device=cpu.device())
+        totals = torch.zeros(len(self.numbers), dtype=torch.float64, device=cpu.device())
         for part in results:  # none on a replica without pairs, which takes part in the sum all the same
             totals += part
         least = int(all_reduce_sums(totals, parallel_state.get_data_parallel_group()).argmin())
-        return [{**batch, "oracle_rewards": batch["oracle_rewards"][least : least + 1]} for batch in batches]
+        others = {name for index, name in enumerate(self.numbers) if index != least}
+        return [
+            {**batch, "numbers": {name: value for name, value in batch["numbers"].items() if name not in others}}
+            for batch in batches
+        ]
 
     def on_megatron_step_start(self, step: Any) -> Any:
         """See nemo.lightning.megatron_parallel.CallbackMethods."""

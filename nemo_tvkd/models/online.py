@@ -1,50 +1,44 @@
-"""Online teachers and references: frozen models that run before each step and hand their numbers to the loss."""
+"""Online teachers, references and oracles: frozen models that run before each step and give the loss their numbers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 
 from nemo_tvkd.data.batch import Batch, Item, OtherReading, collate, next_batch
-from nemo_tvkd.losses import ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
+from nemo_tvkd.losses.reads import LogProb, Psi, Quantity, Reward, source
 from nemo_tvkd.models.frozen import Statistics, pipeline_forward
 from nemo_tvkd.models.readout import Readout
-from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
-from nemo_tvkd.prepare.needs import provides
-
-BATCH_FIELDS = {
-    TEACHER_VALUE: "teacher_values",
-    REFERENCE_LOGPS: "reference_logps",
-    ORACLE_REWARDS: "oracle_rewards",
-}
 
 
-def value_statistics(value: Statistic, ends: bool) -> Statistics:
-    """A micro-batch's V(s_1..s_{T+1}) per response (psi_1..psi_T for action kinds), float32 nats.
-
-    `ends=True` keeps V(s_1) and V(s_{T+1}) alone, at the cost of two states a response.
-    """
-    states = "actions" if value.kind in ACTION_KINDS else "ends" if ends else "all"
-    return lambda batch, readout: readout.statistics(batch, [value], states)[value]
+def _logprob(what: LogProb) -> Statistics:
+    return lambda batch, readout: readout.response_logps(batch)
 
 
-def logprob_statistics(batch: Batch, readout: Readout) -> Tensor:
-    """A micro-batch's summed response log-probabilities [N], float64 nats."""
-    return readout.response_logps(batch)
+def _reward(what: Reward) -> Statistics:
+    return lambda batch, readout: readout.response_rewards(batch)
 
 
-def reward_statistics(batch: Batch, readout: Readout) -> Tensor:
-    """A micro-batch's rewards [1, N], float64 reward units: of one oracle."""
-    return readout.response_rewards(batch)[None]
+def _psi(what: Psi) -> Statistics:
+    """The values per response, float32 nats: at the states where the rule needs them."""
+    return lambda batch, readout: readout.statistics(batch, [what.statistic], what.states)[what.statistic]
 
 
-def _at_students_states(readings: list[OtherReading], values: list[Tensor]) -> list[Tensor]:
-    """From the teacher's states to the student's: N tensors, chosen first."""
+STATISTICS: dict[type[Quantity], Callable[[Any], Statistics]] = {LogProb: _logprob, Reward: _reward, Psi: _psi}
+"""How a frozen model answers a quantity: a micro-batch's N numbers, or N tensors by state, on the last stage."""
+
+
+def statistics_of(what: Quantity) -> Statistics:
+    """What a frozen model is asked for a quantity."""
+    return STATISTICS[type(what)](what)
+
+
+def _at_owners_states(readings: list[OtherReading], values: list[Tensor]) -> list[Tensor]:
+    """From the frozen model's states to those of the model whose tokens count: N tensors, chosen first."""
     half = len(readings)
     sides = zip(values[:half], values[half:], strict=True)
     pairs = [reading.at_students_states(both) for reading, both in zip(readings, sides, strict=True)]
@@ -58,32 +52,37 @@ class OnlineScorer(pl.Callback):
     loss is, receives the numbers.
 
     Args:
-        models: (name, module, statistics) of each frozen model. A name is what the model provides; that of a further
-            one goes on with a slash, and its numbers are laid below those of the ones before.
+        models: (name, module, what is asked of it) of each frozen model.
     """
 
-    def __init__(self, models: Sequence[tuple[str, MegatronModule, Statistics]]) -> None:
+    def __init__(self, models: Sequence[tuple[str, MegatronModule, Sequence[Quantity]]]) -> None:
         self.models = models
 
     def score(self, batches: Sequence[Batch]) -> list[Batch]:
         """The micro-batches with the models' numbers added (collective over the pipeline)."""
-        scored = [dict(batch) for batch in batches]
+        scored = [{**batch, "numbers": dict(batch.get("numbers", {}))} for batch in batches]
         readings = [batch.pop("readings", {}) for batch in scored]
-        for name, module, statistics in self.models:
-            need = provides(name)
-            theirs = [read.get(name) for read in readings]
+        for name, module, quantities in self.models:
+            own_readings = [reading.get(name) for reading in readings]
             inputs = [
-                collate([Item(reading.tokens) for reading in reads]) if reads else batch
-                for reads, batch in zip(theirs, batches, strict=True)
+                collate([Item(each.tokens) for each in own]) if own else batch
+                for own, batch in zip(own_readings, batches, strict=True)
             ]
-            results = pipeline_forward(module, inputs, statistics)
-            for batch, reads, result in zip(scored, theirs, results, strict=False):
-                if need == TEACHER_VALUE and reads:
-                    result = _at_students_states(reads, result)
-                elif need != name:
-                    result = torch.cat([batch[BATCH_FIELDS[need]], result])
-                batch[BATCH_FIELDS[need]] = result
+            for batch, own, answer in zip(scored, own_readings, self._ask(module, inputs, quantities), strict=False):
+                for what, numbers in zip(quantities, answer, strict=True):
+                    if own and isinstance(numbers, list):
+                        numbers = _at_owners_states(own, numbers)
+                    batch["numbers"][source(name, what)] = numbers
         return scored
+
+    def _ask(self, module: MegatronModule, inputs: Sequence[Batch], quantities: Sequence[Quantity]) -> list[list[Any]]:
+        """By micro-batch, the answers to the quantities from one forward pass; nothing but on the last stage."""
+        asked = [statistics_of(what) for what in quantities]
+
+        def statistics(batch: Batch, readout: Readout) -> list[Any]:
+            return [each(batch, readout) for each in asked]
+
+        return pipeline_forward(module, inputs, statistics)
 
     def on_megatron_step_start(self, step: Any) -> Any:
         """See nemo.lightning.megatron_parallel.CallbackMethods."""

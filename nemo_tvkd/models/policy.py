@@ -1,6 +1,6 @@
 """The NeMo model that trains. The only place where losses meet the reductions over ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,12 @@ from nemo.lightning.megatron_parallel import MegatronLossReduction
 from torch import Tensor
 
 from nemo_tvkd.data.batch import Batch, next_batch, to_device, trained_lengths
-from nemo_tvkd.losses import LossInputs, Method
-from nemo_tvkd.losses.tvkd import potential_shaping
+from nemo_tvkd.losses.method import Method
+from nemo_tvkd.losses.reads import DATA, POLICY, Quantity, Read, base, select, source
 from nemo_tvkd.models.architecture import CausalLMConfig
 from nemo_tvkd.models.frozen import packed_forward
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.sequence import all_reduce_sums, broadcast_from_last
-from nemo_tvkd.parallel.statistic import ACTION_KINDS
 from nemo_tvkd.runtime import cpu
 
 ROUNDING = 1e-12
@@ -51,9 +50,8 @@ class Objective:
             the loss summed over pairs (fp32 scalar); its denominator (int32 scalar); metric sums [M + 2] float64:
             the columns, the denominator, the number of tokens.
         """
-        inputs = self.inputs(batch, readout)
-        losses, found = self.method.loss(inputs, self.config)
-        metrics = {name: value.detach().double() for name, value in found.items()}
+        losses, reported = self.method.compute(self.terms(batch, readout), self.config)
+        metrics = {name: value.detach().double() for name, value in reported.items()}
         denominator = sum(trained_lengths(batch)) if self.method.per_token else batch["count"]
         sums = [metrics[name].sum() for name in self.method.metrics]
         sums += [metrics[name].square().sum() for name in self.method.spread]
@@ -62,28 +60,29 @@ class Objective:
         total = torch.tensor(denominator, dtype=torch.int, device=losses.device)
         return losses.sum().float(), total, torch.cat([torch.stack(sums), tail])
 
-    def inputs(self, batch: Batch, readout: Readout) -> LossInputs:
-        """What the method reads of a micro-batch: the policy's own numbers and those of frozen models and the data."""
-        lengths = torch.tensor(trained_lengths(batch), dtype=torch.float64, device=readout.hidden.device)
-        inputs = LossInputs(lengths)
-        if responses := self.method.logps(self.config):
-            inputs.logps = readout.response_logps(batch, chosen_only=responses == "chosen")
-        if self.method.reward_head(self.config):
-            inputs.rewards = readout.response_rewards(batch)
-        if "teacher_values" in batch:
-            inputs.shaping = self._shaping(batch["teacher_values"])
-        inputs.reference_logps = batch.get("reference_logps")
-        inputs.oracle_rewards = batch.get("oracle_rewards")
-        inputs.margins = batch.get("margins")
-        return inputs
+    def terms(self, batch: Batch, readout: Readout) -> dict[str, Tensor]:
+        """The arguments of the loss, by name: the policy's own numbers and those of frozen models and the data."""
+        reads = self.method.reads(self.config)
+        own = dict.fromkeys(read.what for read in reads.values() if read.of in (POLICY, DATA))  # one order on all ranks
+        answers = {what: readout.answer(what, batch, self._one_side(reads.values(), what)) for what in own}
+        return {name: self._term(read, answers, batch) for name, read in reads.items()}
 
-    def _shaping(self, values: list[Tensor]) -> Tensor:
-        """[N] Psi of each response, float64."""
-        shaping = self.config.shaping
-        if shaping.value in ACTION_KINDS:
-            return torch.stack([v.double().sum() for v in values])
-        rule = {"form": shaping.form, "terminal": shaping.terminal, "gamma": shaping.gamma}
-        return torch.stack([potential_shaping(v, **rule) for v in values])
+    @staticmethod
+    def _one_side(reads: Iterable[Read], what: Quantity) -> bool:
+        """Whether a quantity is read of the chosen responses alone."""
+        return {read.side for read in reads if read.what == what} == {"chosen"}
+
+    def _term(self, read: Read, answers: dict[Quantity, Tensor], batch: Batch) -> Tensor:
+        if read.of in (POLICY, DATA):
+            numbers = answers[read.what]
+            alone = len(numbers) == batch["count"] and self.method.pairs  # [B] already
+            return numbers if alone else select(numbers, read.side)
+        (model,) = read.models
+        reported = batch["numbers"]
+        if not read.every:
+            return select(read.what.reduce(reported[source(model, read.what)]), read.side)
+        names = [name for name in reported if base(name.rpartition(".")[0]) == model and name.endswith(read.what.name)]
+        return select(torch.stack([read.what.reduce(reported[name]) for name in names]), read.side)
 
     def means(self, sums: Tensor) -> dict[str, float]:
         """Global means by metric name, from summed [M + 2] float64."""

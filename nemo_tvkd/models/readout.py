@@ -4,7 +4,7 @@ The output layer of every model here hands its input through (see :func:`hand_ov
 states; logits are made from them a chunk at a time, and only at the states where something is asked.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from megatron.core import parallel_state
 from megatron.core.utils import unwrap_model
 from torch import Tensor, nn
 
-from nemo_tvkd.data.batch import Batch
+from nemo_tvkd.data.batch import Batch, trained_lengths
+from nemo_tvkd.losses.reads import Column, Length, LogProb, Quantity, Reward
 from nemo_tvkd.models.reward_head import RewardHead
 from nemo_tvkd.parallel.lm_head import gather_sequence, head_logprobs, head_statistics
 from nemo_tvkd.parallel.sequence import response_states, rows_of_sequence, sum_over
@@ -64,6 +65,11 @@ class Readout:
             memory=inner.config.lm_head_memory,
             reward_head=getattr(inner, "reward_head", None),
         )
+
+    def answer(self, what: Quantity, batch: Batch, chosen_only: bool = False) -> Tensor:
+        """[N] numbers of the policy's or the data's, float64; [B] with `chosen_only`, and of a column of the data."""
+        numbers = ANSWERS[type(what)](self, what, batch, chosen_only)
+        return numbers[: batch["count"]] if chosen_only else numbers
 
     def response_logps(self, batch: Batch, chosen_only: bool = False) -> Tensor:
         """[N] float64 summed response log-probabilities (nats); differentiable, and summed in a fixed order.
@@ -129,3 +135,16 @@ class Readout:
         index = index.to(self.hidden.device, non_blocking=True)
         hidden = gather_sequence(self.hidden, self.group) if self.sequence_parallel else self.hidden
         return hidden.index_select(0, index), batch["labels"].index_select(0, index), counts
+
+
+def _lengths(readout: Readout, what: Quantity, batch: Batch, chosen_only: bool) -> Tensor:
+    return torch.tensor(trained_lengths(batch), dtype=torch.float64, device=readout.hidden.device)
+
+
+ANSWERS: dict[type[Quantity], Callable[[Readout, Any, Batch, bool], Tensor]] = {
+    LogProb: lambda readout, what, batch, chosen_only: readout.response_logps(batch, chosen_only=chosen_only),
+    Reward: lambda readout, what, batch, chosen_only: readout.response_rewards(batch),
+    Length: _lengths,
+    Column: lambda readout, what, batch, chosen_only: batch["columns"][what.column],
+}
+"""How the policy and the data answer a quantity."""

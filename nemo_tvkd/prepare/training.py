@@ -30,10 +30,10 @@ from nemo_tvkd.data.readings import pair_ids, tokens_of
 from nemo_tvkd.data.stream import Mixture
 from nemo_tvkd.data.tokenizer import Dialogue
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, REFERENCE_LOGPS, TEACHER_VALUE
-from nemo_tvkd.losses.tvkd import teacher_vanishes
+from nemo_tvkd.losses.methods import METHODS
 from nemo_tvkd.prepare.encoder import Encoder
-from nemo_tvkd.prepare.needs import Needs, resolve_needs
+from nemo_tvkd.prepare.frozen import resolve, training_sources, unused
+from nemo_tvkd.prepare.needs import Needs
 from nemo_tvkd.prepare.oracles import standardized
 from nemo_tvkd.runtime.launch import world_size
 
@@ -74,7 +74,7 @@ def prepare_training(config: Any) -> Prepared:
         )
     student = find_checkpoint(config.student.path, "student.path")
     check_architecture(student.config, "student.path")
-    check_heads(student, "student.path", lm=bool(method.logps(config.algorithm)))
+    check_heads(student, "student.path", lm="lm" in method.heads(config.algorithm))
     ranks = world_size(config.parallel)
     layout = (config.parallel.tensor_model_parallel_size, config.parallel.pipeline_model_parallel_size)
     check_layout(student.config, "student.path", *layout)
@@ -84,14 +84,18 @@ def prepare_training(config: Any) -> Prepared:
     encoder = Encoder.build(student, config.student.tokenizer, config.data, "student.tokenizer")
     dialogue = encoder.dialogue(config.student.tokenizer)
     notes += _end_token_note(encoder, dialogue)
-    needs = resolve_needs(config, method, encoder, notes.append)
+    needs = Needs(encoder, method.pairs, require={c.column: c.key for c in method.columns(config.algorithm)})
+    resolve(needs, training_sources(config, method), config, notes.append)
     train, mixture = _read_train(config.data.train, needs, notes)
     validation: Sequence[Item] = []
     if config.data.validation:
         validation = needs.read(path_list(config.data.validation, "data.validation"), "data.validation", notes.append)
-    notes += _unused(config, method.needs(config.algorithm)) + _warnings(config)
-    if config.oracle.normalize == "zscore" and ORACLE_REWARDS in method.needs(config.algorithm):
-        train, validation = standardized(needs, train, validation, notes.append)
+    asked = method.frozen(config.algorithm)
+    warnings = unused(config, asked, f"algorithm={config.algorithm.name}") + method.check(config.algorithm)
+    notes += [f"warning: {line}" for line in warnings]
+    for name in asked:
+        if config[name].get("normalize") == "zscore":
+            train, validation = standardized(needs, name, train, validation, notes.append)
     train, flipped = _with_label_noise(config.data, method.pairs, train, notes)
     return Prepared(
         student=student,
@@ -155,22 +159,6 @@ def _end_token_note(encoder: Encoder, dialogue: Dialogue | None) -> list[str]:
         f"warning: data.end_token={dialogue.end_token} ends no response: by template {encoder.template.name} they "
         f"end with {ends}"
     ]
-
-
-def _warnings(config: Any) -> list[str]:
-    """What an algorithm's settings do that its name does not say."""
-    algorithm, found = config.algorithm, []
-    if algorithm.name == "tvkd":
-        s = algorithm.shaping
-        rule = {"kind": s.value, "form": s.form, "terminal": s.terminal, "gamma": s.gamma}
-        if reason := teacher_vanishes(**rule, alpha=algorithm.alpha):
-            found.append(f"warning: the teacher does not enter the loss: {reason}. The loss is reference-free DPO.")
-    if algorithm.name == "drdo" and algorithm.logprob == "mean" and algorithm.contrast == "ratio" and algorithm.alpha:
-        found.append(
-            "warning: algorithm.logprob=mean with algorithm.contrast=ratio rewards a likely rejected response: "
-            "-log(1 - pi_l) grows with pi_l; algorithm.contrast=product does not"
-        )
-    return found
 
 
 def check_batches(config: Any, replicas: int) -> None:
@@ -246,13 +234,3 @@ def _max_steps(trainer: Any, rows: int) -> int:
             f"{trainer.max_epochs} epochs: no step would be made"
         )
     return int(steps)
-
-
-def _unused(config: Any, needs: frozenset[str]) -> list[str]:
-    """Sections that are filled in but not read by the method."""
-    return [
-        f"warning: {need}.{name} is set but algorithm={config.algorithm.name} reads no {need}"
-        for need in (TEACHER_VALUE, REFERENCE_LOGPS, ORACLE_REWARDS)
-        for name in ("path", "scores", "tokenizer", "chat_template")
-        if need not in needs and config[need].get(name)
-    ]

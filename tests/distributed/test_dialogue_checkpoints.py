@@ -181,9 +181,9 @@ def test_later_stages_read_alike(chain: Chain, store: Path) -> None:
         for item, first in zip(prepared.train, made[0].train, strict=True):
             assert item.tokens.pair_id == first.tokens.pair_id
             assert item.tokens.chosen_ids[-1] == EOT
-            assert item.teacher_values is not None
-            assert first.teacher_values is not None
-            assert np.array_equal(item.teacher_values[0], first.teacher_values[0])
+            assert item.numbers.get("teacher.value") is not None
+            assert first.numbers.get("teacher.value") is not None
+            assert np.array_equal(item.numbers.get("teacher.value")[0], first.numbers.get("teacher.value")[0])
     for model in ("teacher_sft", "teacher"):  # told again, and the base model told: the same identity but for weights
         job = prepare_scoring(
             compose(

@@ -137,6 +137,28 @@ def test_dpo(pool: RankPool, models: Any, tmp_path: Path, layout: Layout, smooth
         assert row[name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.parametrize(
+    ("layout", "micro", "settings"),
+    [
+        (ONE, 4, {}),
+        (TP2SP, 2, {"label_smoothing": 0.1}),
+        (TP2PP2, 1, {"sft_weight": 0.3}),
+        (DP2, 1, {"loss_type": "hinge", "sft_weight": 0.1}),
+    ],
+)
+def test_simpo(
+    pool: RankPool, models: Any, tmp_path: Path, layout: Layout, micro: int, settings: dict[str, Any]
+) -> None:
+    wanted = {name: value for name, value in settings.items() if name != "loss_type"}
+    hinge = "loss_type" in settings
+    expected, metrics = ref.simpo_loss(models.student, models.pairs, beta=2.5, gamma=2.5 * 0.4, hinge=hinge, **wanted)
+    options = ["algorithm.beta=2.5", "algorithm.gamma_beta_ratio=0.4", f"trainer.micro_batch_size={micro}"]
+    options += [f"algorithm.{name}={value}" for name, value in settings.items()]
+    row = check_step(pool, models, tmp_path, layout, "simpo", expected, options=options)
+    for name, value in metrics.items():
+        assert row[name] == pytest.approx(float(value), rel=1e-4, abs=1e-5), name
+
+
 @pytest.mark.parametrize(("layout", "micro"), [(ONE, 4), (TP2PP2, 2), (DP2, 1)])
 def test_sft(pool: RankPool, models: Any, tmp_path: Path, layout: Layout, micro: int) -> None:
     examples = copy.copy(models)

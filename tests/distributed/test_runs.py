@@ -226,7 +226,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(
     items = make_items(five_steps)
     for index, item in enumerate(items):
         tokens = item.tokens
-        item.teacher_values = tuple(
+        item.numbers["teacher.value"] = tuple(
             np.full(len(ids) + 1, np.nan if index == 13 else 1.0, dtype=np.float32)
             for ids in (tokens.chosen_ids, tokens.rejected_ids)
         )

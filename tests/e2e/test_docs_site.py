@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from docs_pages import DOCS, PAGES
 
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.documented import keys
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
+from nemo_tvkd.losses.methods import METHODS
 
 CHROMIUM = shutil.which("chromium")
 LOADED = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src",), "object": ("data",)}
@@ -92,7 +92,7 @@ def test_the_reference_has_every_key(pages: dict[str, Elements]) -> None:
     for command in OWN_KEYS:
         wanted = {key.name for key in keys(COMMANDS[command].schema)} - {"algorithm"}
         assert wanted <= pages[f"reference/{command}.html"].ids(), command
-    wanted = {f"{name}.{key.name}" for name, kind in ALGORITHMS.items() for key in keys(kind, "algorithm.")}
+    wanted = {f"{name}.{key.name}" for name, method in METHODS.items() for key in keys(method.config, "algorithm.")}
     assert {name for name in wanted if not name.endswith(".algorithm.name")} <= pages["reference/algorithms.html"].ids()
 
 

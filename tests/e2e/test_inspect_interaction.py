@@ -9,7 +9,8 @@ import pytest
 from inspect_browser import Browser, as_number, draw_all, needs_chromium, panel, shown_pairs, write
 from inspect_figures import make_figures, plain_texts
 
-from nemo_tvkd.commands.inspect.numbers import Figures, Rule, series
+from nemo_tvkd.commands.inspect.numbers import Figures, series
+from nemo_tvkd.losses.shaping import Shaping
 from nemo_tvkd.parallel.statistic import Statistic
 
 pytestmark = needs_chromium
@@ -159,9 +160,9 @@ def test_filters_and_sorting(browser: Browser, plain_page: Path, inspected: Figu
 
 
 def test_other_rules_are_said_and_shown(browser: Browser, bytewise: Any, tmp_path: Path) -> None:
-    actions = Rule(Statistic("logprob"), "potential_difference", "bootstrap", 1.0)
-    discounted = Rule(Statistic("soft_value", 0.1), "potential_difference", "bootstrap", 0.9)
-    zero = Rule(Statistic("margin"), "potential_difference", "zero", 1.0)
+    actions = Shaping(Statistic("logprob"), "potential_difference", "bootstrap", 1.0)
+    discounted = Shaping(Statistic("soft_value", 0.1), "potential_difference", "bootstrap", 0.9)
+    zero = Shaping(Statistic("margin"), "potential_difference", "zero", 1.0)
     for name, rule, said, keys in (
         ("actions", actions, "nothing telescopes", ["psi", "logp", "reward"]),
         ("discounted", discounted, "does not telescope", ["psi", "value", "logp", "reward"]),

@@ -19,6 +19,8 @@ from inspect_browser import (
 )
 from inspect_figures import make_figures, plain_texts
 
+from nemo_tvkd.commands.inspect.numbers import psi
+
 pytestmark = needs_chromium
 
 
@@ -133,7 +135,7 @@ def test_numbers_that_are_none_leave_the_page_whole(browser: Browser, bytewise: 
     side = made.pairs[0].chosen
     assert side.value is not None
     side.value[3], side.logp[2] = float("nan"), float("-inf")
-    side.psi = made.rule.psi(side.value)
+    side.psi = psi(made.rule, side.value)
     page = browser.open(write(tmp_path / "page.html", made))
     for key in "12345":
         page.keyboard.press(key)

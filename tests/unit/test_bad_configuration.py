@@ -12,10 +12,10 @@ from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import run as run_command
 from nemo_tvkd.cluster.recipe import load_recipe
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
 from nemo_tvkd.keys import Values, leaves, values_of
+from nemo_tvkd.losses.methods import METHODS
 from nemo_tvkd.runtime.exits import guarded
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
@@ -49,9 +49,9 @@ def test_unknown_key_names_the_nearest(fails: Fails, arguments: str, message: st
     [
         ("trian", "unknown command trian; did you mean train?"),
         ("zzz", "unknown command zzz; see --help"),
-        ("train algorithm=foo", "algorithm=foo is none of the known algorithms: tvkd, dpo, sft"),
-        ("train algorithm=", "algorithm= is none of the known algorithms: tvkd, dpo, sft"),
-        ("train algorithm.name=dpo", "algorithm.name=dpo: choose the method by algorithm=tvkd|dpo|sft"),
+        ("train algorithm=foo", "algorithm=foo is none of the known algorithms: tvkd, dpo, simpo, sft"),
+        ("train algorithm=", "algorithm= is none of the known algorithms: tvkd, dpo, simpo, sft"),
+        ("train algorithm.name=dpo", "algorithm.name=dpo: choose the method by algorithm=tvkd|dpo|simpo|sft"),
         ("train trainer.max_steps=abc", "trainer.max_steps: Value 'abc' of type 'str' could not be converted"),
         ("train trainer.max_steps=1.5", "trainer.max_steps: Value '1.5' of type 'float' could not be converted"),
         ("train optim.lr=fast", "optim.lr: Value 'fast' of type 'str' could not be converted"),
@@ -78,7 +78,7 @@ def test_unknown_key_names_the_nearest(fails: Fails, arguments: str, message: st
         ("train =3", "'=3' is no override: write key=value"),
         ("train ~trainer.seed=42", "'~trainer.seed=42' is no override: write key=value"),
         ("train ++zzz=1", "'++zzz=1' is no override: write key=value"),
-        ("train algorithm={name:foo}", "algorithm.name=foo: choose the method by algorithm=tvkd|dpo|sft"),
+        ("train algorithm={name:foo}", "algorithm.name=foo: choose the method by algorithm=tvkd|dpo|simpo|sft"),
         ("train --from", "--from needs a value"),
         ("train --from /no/such/run", "--from: /no/such/run/config.yaml does not exist"),
         ("train --cfg all", "--cfg all is not known: --cfg job"),
@@ -98,7 +98,7 @@ def test_from_a_file_that_is_no_configuration(fails: Fails, tmp_path: Path, cont
 
 SUBMIT = ("submit", "recipe=train", "cluster=local")
 OF_COMMANDS = [((name, *SUBMIT[1:]) if name == "submit" else (name,), COMMANDS[name].schema, "") for name in OWN_KEYS]
-OF_METHODS = [(("train", f"algorithm={name}"), kind, "algorithm.") for name, kind in ALGORITHMS.items()]
+OF_METHODS = [(("train", f"algorithm={name}"), method.config, "algorithm.") for name, method in METHODS.items()]
 LIMITED = {
     key: (command, values)  # one command for each key: they share their sections
     for command, kind, prefix in (*OF_COMMANDS, *OF_METHODS)

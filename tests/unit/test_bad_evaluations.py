@@ -18,6 +18,8 @@ from nemo_tvkd.config.compose import compose
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses.reads import LogProb
+from nemo_tvkd.parallel.statistic import Statistic
 
 pytestmark = pytest.mark.usefixtures("no_ranks", "without_nemo")
 
@@ -81,7 +83,7 @@ def test_a_teacher(world: World, fails: Fails) -> None:
     ends = world.make_store("ends_of_one", "score.value_storage=ends")
     settings = [f"teacher.scores={ends}", "shaping.temperature=0.01", "shaping.gamma=0.9"]
     said = fails(*command, *settings)
-    assert "enough for shaping.gamma=1 with shaping.form=potential_difference" in said
+    assert "value_storage=all" in said
     assert "algorithm" not in said
 
 
@@ -92,9 +94,9 @@ def prepared(world: World, *options: object) -> Evaluation:
 def test_a_store_of_values_is_a_teacher(world: World) -> None:
     job = prepared(world, f"teacher.scores={world.store}", "shaping.temperature=0.01")
     assert "teacher.path" not in job.models
-    assert job.value is not None
-    assert (job.value.kind, job.value.temperature) == ("soft_value", 0.01)
-    assert all(item.teacher_values is not None for item in job.items)
+    assert job.psi is not None
+    assert job.psi.statistic == Statistic("soft_value", 0.01)
+    assert all(item.numbers.get("teacher.value") is not None for item in job.items)
 
 
 VANISHING = {
@@ -109,8 +111,11 @@ def test_a_teacher_that_vanishes_is_told(world: World, case: str) -> None:
     (note,) = [line for line in job.notes if line.startswith("warning: the teacher")]
     assert "shaping." in note
     assert "algorithm" not in note
-    assert not job.teacher_enters
-    assert prepared(world, f"teacher.path={world.teacher}").teacher_enters
+    assert job.psi is not None
+    assert job.psi.rule.vanishes()
+    other = prepared(world, f"teacher.path={world.teacher}").psi
+    assert other is not None
+    assert not other.rule.vanishes()
 
 
 def test_checkpoints_that_read_alike_share_their_reading(world: World) -> None:
@@ -158,10 +163,10 @@ def test_numbers_of_a_broken_checkpoint_name_the_pair(number: float) -> None:
     ids = np.array([1], dtype=np.int32)
     items = [Item(Tokenized(ids, ids, ids, f"{i}", f"pairs.jsonl:{i + 1}", False)) for i in range(3)]
     numbers = np.zeros((3, 2))
-    _check_finite(numbers, "logps", items, "checkpoint: x")
+    _check_finite(numbers, LogProb(), items, "checkpoint: x")
     numbers[1:, 1] = number
     with pytest.raises(UserError) as error:
-        _check_finite(numbers, "logps", items, "checkpoint: x")
+        _check_finite(numbers, LogProb(), items, "checkpoint: x")
     assert str(error.value) == (
         f"checkpoint: x says {number} for the log-probability of the rejected response of pairs.jsonl:2 "
         "(2 of 3 pairs have such numbers): its weights are broken"

@@ -12,7 +12,7 @@ from nemo_tvkd.__main__ import main
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
 Starts = Callable[..., list[str]]
-ONLY_EDPO = "names 2 oracles: one is taken here, several by algorithm=edpo alone"
+ONLY_EDPO = "names 2 models: algorithm=drdo reads one"
 NO_LM_HEAD = "is a reward model without an output layer: give a language model"
 NO_REWARD_HEAD = "has no reward head: give a checkpoint that algorithm=reward or algorithm=drdo trained, or "
 
@@ -200,7 +200,7 @@ def test_several_oracles_are_edpos(world: World, fails: Fails, starts: Starts) -
 def test_the_oracle_among_several_that_is_wrong_is_named(world: World, fails: Fails) -> None:
     assert fails(*edpo(world), f"oracle.path=[{world.oracle},/no/such]") == "oracle.path[1]: /no/such does not exist"
     message = fails(*edpo(world, "cached"), f"oracle.scores=[{world.rewards},{world.rewards},/no/such]")
-    assert message.startswith("oracle.scores[2]: no score store at /no/such; ")
+    assert message.startswith("oracle.scores[2]: no score store at /no/such")
     message = fails(*edpo(world, "cached"), f"oracle.scores=[{world.rewards},{world.store}]")
     assert message.startswith(f"oracle.scores[1]: the score store {world.store} ")
 
@@ -220,7 +220,7 @@ def test_a_rule_that_rewards_likely_rejected_responses(world: World, starts: Sta
 def test_an_oracle_that_nothing_reads(world: World, starts: Starts, algorithm: str) -> None:
     command = [*world.online(), f"algorithm={algorithm}", *["teacher.path=''"] * (algorithm != "tvkd")]
     for name in ("path", "scores", "tokenizer", "chat_template"):
-        said = f"warning: oracle.{name} is set but algorithm={algorithm} reads no oracle"
+        said = f"warning: oracle.{name} is set but algorithm={algorithm} does not read the oracle"
         assert starts(*command, f"oracle.{name}=/no/such") == [said]
     assert len(starts(*command, "oracle.path=[a,b]", "oracle.scores=[a]", "oracle.mode=cached")) == 2
     assert starts(*command, "oracle.mode=columns") == []

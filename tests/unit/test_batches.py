@@ -96,12 +96,14 @@ def test_scores_travel_with_their_items() -> None:
     items = make_items(3)
     for number, item in enumerate(items):
         lengths = (2 + 1, len(item.tokens.rejected_ids) + 1)  # type: ignore[arg-type]
-        item.teacher_values = tuple(np.full(n, number + 0.5 * side, np.float32) for side, n in enumerate(lengths))  # type: ignore[assignment]
-        item.reference_logps = (-1.0 - number, -10.0 - number)
+        item.numbers["teacher.value"] = tuple(
+            np.full(n, number + 0.5 * side, np.float32) for side, n in enumerate(lengths)
+        )  # type: ignore[assignment]
+        item.numbers["reference.logprob"] = (-1.0 - number, -10.0 - number)
     batch = collate(items, 8)
-    assert [len(v) for v in batch["teacher_values"]] == [n + 1 for n in batch["response_lengths"]]
-    assert [float(v[0]) for v in batch["teacher_values"]] == [0, 1, 2, 0.5, 1.5, 2.5]
-    assert all(v.dtype == torch.float32 for v in batch["teacher_values"])
-    assert batch["reference_logps"].tolist() == [-1, -2, -3, -10, -11, -12]
-    items[1].teacher_values = None
-    assert "teacher_values" not in collate(items)  # scores of some are scores of none
+    assert [len(v) for v in batch["numbers"]["teacher.value"]] == [n + 1 for n in batch["response_lengths"]]
+    assert [float(v[0]) for v in batch["numbers"]["teacher.value"]] == [0, 1, 2, 0.5, 1.5, 2.5]
+    assert all(v.dtype == torch.float32 for v in batch["numbers"]["teacher.value"])
+    assert batch["numbers"]["reference.logprob"].tolist() == [-1, -2, -3, -10, -11, -12]
+    del items[1].numbers["teacher.value"]
+    assert "teacher.value" not in collate(items)["numbers"]  # scores of some are scores of none

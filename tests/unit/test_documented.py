@@ -7,11 +7,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_tvkd.__main__ import main
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.config.cluster import ClusterConfig, ContainerConfig, SubmitConfig
 from nemo_tvkd.config.compose import choices
 from nemo_tvkd.config.documented import Key, documented, keys, meanings
 from nemo_tvkd.config.table import COMMANDS, OWN_KEYS
+from nemo_tvkd.losses.methods import METHODS
 
 CHOSEN = ("algorithm", "name")
 """The section that a file of conf/ fills, and the name it gives."""
@@ -93,7 +93,9 @@ def test_the_issues_keys_are_those_of_a_cluster() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [*(COMMANDS[name].schema for name in OWN_KEYS), *ALGORITHMS.values()], ids=[*OWN_KEYS, *ALGORITHMS]
+    "kind",
+    [*(COMMANDS[name].schema for name in OWN_KEYS), *(method.config for method in METHODS.values())],
+    ids=[*OWN_KEYS, *METHODS],
 )
 def test_every_key_has_a_meaning(kind: type) -> None:
     found = [*keys(kind)]

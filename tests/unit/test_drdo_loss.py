@@ -17,7 +17,7 @@ def drdo(inputs: Numbers, **rule: Any) -> tuple[Tensor, Numbers]:
     implicit = rule["student_reward"] == "implicit"
     rewards = (None, None) if implicit else columns(inputs["rewards"])
     return drdo_loss(
-        *columns(inputs["logps"]), *columns(inputs["lengths"]), *rewards, *columns(inputs["oracle"]), **rule
+        *columns(inputs["logps"]), *columns(inputs["lengths"]), *columns(inputs["oracle"]), *rewards, **rule
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from bad_input import nemo_stays_out
-from oracle_settings import Oracles, make_oracles, number, responses
+from oracle_settings import Oracles, make_oracles, number, responses, rewards_of
 from two_tokenizers import TEXTS, states_at
 
 from nemo_tvkd.commands.train import _LOCKS, _take
@@ -33,9 +33,9 @@ def by_response(items: Sequence[Item]) -> dict[Any, Any]:
     known: dict[Any, Any] = {}
     for item in items:
         for side, response in enumerate(responses(item)):
-            about: dict[str, Any] = {"rewards": [both[side] for both in item.oracle_rewards or ()]}
-            about["logp"] = item.reference_logps and item.reference_logps[side]
-            about["values"] = item.teacher_values and item.teacher_values[side].tolist()
+            about: dict[str, Any] = {"rewards": [both[side] for both in rewards_of(item) or ()]}
+            about["logp"] = item.numbers.get("reference.logprob") and item.numbers.get("reference.logprob")[side]
+            about["values"] = item.numbers.get("teacher.value") and item.numbers.get("teacher.value")[side].tolist()
             for name, reading in item.readings.items():
                 about[name] = responses(Item(reading.tokens))[side]
                 about[f"{name} at"] = reading.states and reading.states[side].tolist()
@@ -96,15 +96,15 @@ def test_what_a_flipped_pair_holds(oracles: Oracles, settings: Settings) -> None
     }
     for n, pair in enumerate(oracles.setting.two.readings):
         items = {name: made.train[n] for name, made in prepared.items()}
-        assert items["columns"].oracle_rewards == ((number(0, n, 1), number(0, n, 0)),)
-        assert items["stores"].oracle_rewards == tuple((number(k, n, 1), number(k, n, 0)) for k in (0, 1))
-        assert items["columns"].reference_logps == (-n - 0.5, -n)
+        assert rewards_of(items["columns"]) == ((number(0, n, 1), number(0, n, 0)),)
+        assert rewards_of(items["stores"]) == tuple((number(k, n, 1), number(k, n, 0)) for k in (0, 1))
+        assert items["columns"].numbers.get("reference.logprob") == (-n - 0.5, -n)
         reading = items["online"].readings["oracle/1"].tokens
         assert responses(Item(reading)) == tuple(tuple(oracle.response) for _, oracle in pair[::-1])
         states = items["teacher"].readings["teacher"].states
         assert states is not None
         assert [s.tolist() for s in states] == [states_at(*side) for side in pair[::-1]]
-        values = items["teacher's store"].teacher_values
+        values = items["teacher's store"].numbers.get("teacher.value")
         assert values is not None
         assert [v.tolist() for v in values] == [
             [1000 * n + start + state for state in states_at(*side)] for start, side in ((500, pair[1]), (0, pair[0]))
@@ -114,7 +114,7 @@ def test_what_a_flipped_pair_holds(oracles: Oracles, settings: Settings) -> None
 def test_a_margin_stays_the_label_s(oracles: Oracles) -> None:
     options = ["algorithm.use_margin=true", "data.label_noise=1"]
     items = oracles.prepare("reward", *options, pairs=oracles.judged).train
-    assert collate(items)["margins"].tolist() == [float(n) for n in range(len(TEXTS))]
+    assert collate(items)["columns"]["margin"].tolist() == [float(n) for n in range(len(TEXTS))]
 
 
 def test_the_record_of_flipped_pairs(oracles: Oracles, tmp_path: Path) -> None:

@@ -1,13 +1,21 @@
 """The loss functions by hand: what telescopes, what vanishes, what is refused."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from nemo_tvkd.losses import METHODS
 from nemo_tvkd.losses.dpo import dpo_loss
-from nemo_tvkd.losses.tvkd import ends_suffice, potential_shaping, teacher_vanishes, tvkd_loss
+from nemo_tvkd.losses.methods import METHODS
+from nemo_tvkd.losses.shaping import Shaping
+from nemo_tvkd.losses.tvkd import tvkd_loss
+from nemo_tvkd.parallel.statistic import Statistic
+
+
+def shaping(kind: str = "soft_value", **rule: Any) -> Shaping:
+    return Shaping(Statistic(kind), **rule)
+
 
 VALUES = torch.tensor([3.0, -1.0, 4.0, 1.5])  # V(s_1) .. V(s_4), three response tokens
 
@@ -24,7 +32,7 @@ VALUES = torch.tensor([3.0, -1.0, 4.0, 1.5])  # V(s_1) .. V(s_4), three response
     ],
 )
 def test_shaping_by_hand(form: str, terminal: str, gamma: float, expected: float) -> None:
-    psi = potential_shaping(VALUES, form=form, terminal=terminal, gamma=gamma)
+    psi = shaping(form=form, terminal=terminal, gamma=gamma).total(VALUES)
     assert psi.dtype == torch.float64
     assert psi.item() == pytest.approx(expected, abs=1e-12)
 
@@ -32,7 +40,7 @@ def test_shaping_by_hand(form: str, terminal: str, gamma: float, expected: float
 def test_psi_telescopes() -> None:
     """gamma = 1: the sum is V(s_{T+1}) - V(s_1), also for 2,000 fp32 values of very different size."""
     values = torch.randn(2001, generator=torch.Generator().manual_seed(0)) * 1e3
-    psi = potential_shaping(values, form="potential_difference", terminal="bootstrap", gamma=1.0)
+    psi = shaping(form="potential_difference", terminal="bootstrap", gamma=1.0).total(values)
     assert psi.item() == pytest.approx((values[-1].double() - values[0].double()).item(), abs=1e-6)
 
 
@@ -43,20 +51,20 @@ def test_the_ends_are_enough_for_what_telescopes(terminal: str, length: int) -> 
     values = 20 + 3 * torch.randn(length + 1, dtype=torch.float64, generator=torch.Generator().manual_seed(length))
     ends = values[[0, -1]]
     rule = {"form": "potential_difference", "terminal": terminal, "gamma": 1.0}
-    assert ends_suffice(kind="soft_value", form="potential_difference", gamma=1.0)
-    psi, of_ends = (potential_shaping(v, **rule).item() for v in (values, ends))
+    assert shaping(form="potential_difference", gamma=1.0).telescopes
+    psi, of_ends = (shaping(**rule).total(v).item() for v in (values, ends))
     assert of_ends == pytest.approx(psi, rel=0, abs=1e-12)
     for change in ({"gamma": 0.9}, {"form": "next_value"}):
-        assert not ends_suffice(kind="soft_value", **{"form": rule["form"], "gamma": 1.0, **change})
-        psi, of_ends = (potential_shaping(v, **{**rule, **change}).item() for v in (values, ends))
+        assert not shaping(kind="soft_value", **{"form": rule["form"], "gamma": 1.0, **change}).telescopes
+        psi, of_ends = (shaping(**{**rule, **change}).total(v).item() for v in (values, ends))
         assert (of_ends != pytest.approx(psi, rel=1e-3)) == (length > 1)
-    assert not ends_suffice(kind="logit", form="potential_difference", gamma=1.0)
+    assert not shaping(kind="logit", form="potential_difference", gamma=1.0).telescopes
 
 
 def test_a_single_token() -> None:
     one = torch.tensor([2.0, 5.0])
-    assert potential_shaping(one, form="next_value", terminal="zero", gamma=1.0) == 0
-    assert potential_shaping(one, form="potential_difference", terminal="bootstrap", gamma=1.0) == 3
+    assert shaping(form="next_value", terminal="zero", gamma=1.0).total(one) == 0
+    assert shaping(form="potential_difference", terminal="bootstrap", gamma=1.0).total(one) == 3
 
 
 VANISHING = {"kind": "soft_value", "form": "potential_difference", "terminal": "zero", "gamma": 1.0, "alpha": 0.7}
@@ -78,7 +86,7 @@ VANISHING = {"kind": "soft_value", "form": "potential_difference", "terminal": "
 def test_when_the_teacher_vanishes(change: dict, vanishes: bool) -> None:
     """The rule against the loss itself: it vanishes exactly where no choice of values moves the loss of a pair."""
     rule = {**VANISHING, **change}
-    assert bool(teacher_vanishes(**rule)) == vanishes
+    assert bool(shaping(**{k: v for k, v in rule.items() if k != "alpha"}).vanishes(rule["alpha"])) == vanishes
     losses = set()
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
@@ -88,7 +96,7 @@ def test_when_the_teacher_vanishes(change: dict, vanishes: bool) -> None:
         if rule["kind"] == "logit":
             psi = [chosen[1:].double().sum(), rejected[1:].double().sum()]
         else:
-            psi = [potential_shaping(v, **shape) for v in (chosen, rejected)]
+            psi = [shaping(**shape).total(v) for v in (chosen, rejected)]
         loss, _ = tvkd_loss(torch.zeros(1), torch.zeros(1), psi[0][None], psi[1][None], beta=0.1, alpha=rule["alpha"])
         losses.add(round(loss.item(), 9))
     assert (losses == {round(math.log(2), 9)}) == vanishes

@@ -9,9 +9,10 @@ import torch
 from loss_inputs import DTYPES, EXTREMES, PAIRS, Numbers, columns, compare, numbers
 from torch import Tensor
 
-from nemo_tvkd.losses import METHODS, dpo
+from nemo_tvkd.losses import dpo
 from nemo_tvkd.losses.drdo import drdo_loss
 from nemo_tvkd.losses.edpo import edpo_loss, oracle_errors
+from nemo_tvkd.losses.methods import METHODS
 from nemo_tvkd.losses.reward import reward_loss
 
 # ---------------------------------------------------------------------------------------------------- reward models
@@ -189,7 +190,7 @@ def test_the_metrics_are_those_of_the_table(name: str) -> None:
     losses, metrics = {
         "reward": lambda: reward(inputs, **PLAIN),
         "drdo": lambda: drdo_loss(
-            *(half for name in ("logps", "lengths", "rewards", "oracle") for half in columns(inputs[name])), **DRDO
+            *(half for name in ("logps", "lengths", "oracle", "rewards") for half in columns(inputs[name])), **DRDO
         ),
         "edpo": lambda: edpo_loss(*edpo_arguments(inputs, 2), beta=0.1),
     }[name]()

@@ -71,7 +71,7 @@ def random_items(count: int, options: Any, vocab: int, seed: int = 0) -> list[It
             source=f"random:{index}",
         )
         chosen, rejected = rng.normal(20, 3, (2, options.response_length + 1)).astype(np.float32)
-        items.append(Item(tokens, teacher_values=(chosen, rejected), reference_logps=(0.0, 0.0)))  # type: ignore[arg-type]
+        items.append(Item(tokens, {"teacher.value": (chosen, rejected), "reference.logprob": (0.0, 0.0)}))  # type: ignore[arg-type]
     return items
 
 

@@ -19,15 +19,12 @@ from torch import Tensor
 
 from nemo_tvkd.commands.bench.measure import MIB, StepMemory, Traffic, largest, peak_tflops, synchronize
 from nemo_tvkd.commands.bench.models import architecture, forward_flops, hf_config, random_frozen, random_items
-from nemo_tvkd.config.algorithms import ALGORITHMS
 from nemo_tvkd.data.batch import Batch, next_batch
-from nemo_tvkd.losses import METHODS, TEACHER_VALUE
-from nemo_tvkd.losses.tvkd import ends_suffice
-from nemo_tvkd.models.online import BATCH_FIELDS, OnlineScorer, value_statistics
+from nemo_tvkd.losses.methods import METHODS
+from nemo_tvkd.models.online import OnlineScorer
 from nemo_tvkd.models.policy import Objective, PolicyModel
 from nemo_tvkd.models.readout import Readout
 from nemo_tvkd.parallel.lm_head import gather_sequence
-from nemo_tvkd.prepare.needs import teacher_value
 from nemo_tvkd.prepare.training import Prepared
 from nemo_tvkd.training import trainer as build
 
@@ -36,6 +33,7 @@ WARMUP = 2
 
 FULL, FREE, CACHED, ONLINE = "DPO, full fp32 logits", "DPO, reference-free", "TVKD, cached", "TVKD, online"
 TEACHER = "teacher forward alone"
+REFERENCE, VALUES = "reference.logprob", "teacher.value"
 
 NOTES = """Medians of steps taken in turn (one of each a round) with random weights and tokens. ms: forward, backward
 and optimizer step. crossing: bytes per token of the tensors that a replica's ranks reduce, gather or send, gradients
@@ -50,7 +48,7 @@ class Variant:
 
     objective: Objective
     keeps: str
-    """The batch field with frozen models' numbers that it reads."""
+    """The frozen model's numbers that it reads in a batch."""
     read: Any = None
     """What replaces :meth:`Readout.of`, if anything."""
     scorer: OnlineScorer | None = None
@@ -99,9 +97,11 @@ class Turns(pl.Callback):
         reduction = self.model.training_loss_reduction
         reduction.objective = variant.objective
         reduction.read = variant.read or (lambda hidden: Readout.of(self.model.module, hidden))
-        dropped = set(BATCH_FIELDS.values()) - {variant.keeps}
         batches = [next_batch(step.data) for _ in range(get_num_microbatches())]
-        batches = [{k: v for k, v in batch.items() if k not in dropped} for batch in batches]
+        batches = [
+            {**batch, "numbers": {name: part for name, part in batch["numbers"].items() if name == variant.keeps}}
+            for batch in batches
+        ]
         if variant.scorer:
             self.batches = batches
             batches = variant.scorer.score(batches)
@@ -152,16 +152,14 @@ def measure(config: Any) -> dict[str, Any]:
 
 
 def _variants(config: Any, model: PolicyModel, teacher: Any) -> dict[str, Variant]:
-    shaping = config.algorithm.shaping
-    ends = ends_suffice(kind=shaping.value, form=shaping.form, gamma=shaping.gamma)
-    scorer = OnlineScorer([(TEACHER_VALUE, teacher, value_statistics(teacher_value(config.algorithm), ends))])
-    dpo = Objective(METHODS["dpo"], ALGORITHMS["dpo"](beta=config.algorithm.beta))
     tvkd = Objective(METHODS["tvkd"], config.algorithm)
-    full = Variant(dpo, "reference_logps", read=lambda hidden: FullLogits.of(model.module, hidden))
+    scorer = OnlineScorer([("teacher", teacher, METHODS["tvkd"].frozen(config.algorithm)["teacher"])])
+    dpo = Objective(METHODS["dpo"], METHODS["dpo"].config(beta=config.algorithm.beta))
+    full = Variant(dpo, REFERENCE, read=lambda hidden: FullLogits.of(model.module, hidden))
     return {
         **({FULL: full} if config.bench.full_logits else {}),
-        FREE: Variant(dpo, "reference_logps"),
-        CACHED: Variant(tvkd, "teacher_values"),
+        FREE: Variant(dpo, REFERENCE),
+        CACHED: Variant(tvkd, VALUES),
         ONLINE: Variant(tvkd, "", scorer=scorer),
     }
 

@@ -16,7 +16,7 @@ from nemo_tvkd.commands.doctor.memory import (
 )
 from nemo_tvkd.commands.doctor.parameters import model_parameters
 from nemo_tvkd.commands.doctor.stages import OWN_MODEL, StageChecks
-from nemo_tvkd.losses import METHODS, ORACLE_REWARDS
+from nemo_tvkd.losses.methods import METHODS
 
 GIB = 2**30
 FULL, SURE = 0.9, 1.15
@@ -28,23 +28,21 @@ def model_in(stage: StageChecks) -> Model:
     config = stage.own.config
     if stage.stage.command != "train":
         return Model(config)
-    algorithm = stage.config.algorithm
-    method = METHODS[algorithm.name]
-    return Model(config, lm_head=bool(method.logps(algorithm)), reward_head=method.reward_head(algorithm))
+    heads = METHODS[stage.config.algorithm.name].heads(stage.config.algorithm)
+    return Model(config, lm_head="lm" in heads, reward_head="reward" in heads)
 
 
 def online_models(stage: StageChecks) -> list[Model]:
     """Frozen models that run in the training job."""
     algorithm = stage.config.algorithm
-    found = []
-    for need in sorted(METHODS[algorithm.name].needs(algorithm)):
-        if stage.config[need].mode != "online":
+    models = []
+    for name, quantities in METHODS[algorithm.name].frozen(algorithm).items():
+        if stage.config[name].mode != "online":
             continue
-        key = f"{need}.path"
-        judges = need == ORACLE_REWARDS
-        config = stage.found(key).config if key in stage.keys else stage.own.config  # a reference: the first weights
-        found.append(Model(config, lm_head=not judges, reward_head=judges))
-    return found
+        key, heads = f"{name}.path", {what.head for what in quantities}
+        config = stage.found(key).config if key in stage.keys else stage.own.config  # its path is the student's
+        models.append(Model(config, lm_head="lm" in heads, reward_head="reward" in heads))
+    return models
 
 
 def settings_of(stage: StageChecks) -> Settings:

@@ -17,8 +17,8 @@ from nemo_tvkd.config.paths import given_paths, path_list
 from nemo_tvkd.config.values import check_values
 from nemo_tvkd.data.hub import HUB_ID
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS
-from nemo_tvkd.prepare.needs import STORED
+from nemo_tvkd.losses.methods import METHODS
+from nemo_tvkd.prepare.frozen import frozen_sections
 from nemo_tvkd.prepare.training import check_batches, check_output
 
 MODEL_KEYS = ("student.path", "teacher.path", "reference.path", "oracle.path", "score.model", "checkpoint", "reference")
@@ -146,15 +146,16 @@ class StageChecks:
 
     def _is_read(self, key: str) -> bool:
         """A training method leaves alone what it does not need, whatever is set."""
-        need = key.partition(".")[0]
-        if self.stage.command != "train" or need not in STORED:
+        section = key.partition(".")[0]
+        if self.stage.command != "train" or section not in frozen_sections(self.config):
             return True
-        return need in METHODS[self.config.algorithm.name].needs(self.config.algorithm)
+        return section in METHODS[self.config.algorithm.name].frozen(self.config.algorithm)
 
     @property
     def running(self) -> list[str]:
         """Those of `keys` whose models run in the job; a model whose scores are stored does not."""
-        cached = {f"{need}.path" for need in STORED if self.stage.command == "train" and self._mode(need) != "online"}
+        sections = frozen_sections(self.config) if self.stage.command == "train" else ()
+        cached = {f"{name}.path" for name in sections if self._mode(name) != "online"}
         return [key for key in self.keys if key not in cached]
 
     def _mode(self, need: str) -> str:

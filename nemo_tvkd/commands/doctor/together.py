@@ -5,7 +5,7 @@ from nemo_tvkd.commands.doctor.stages import StageChecks
 from nemo_tvkd.commands.score import check_what
 from nemo_tvkd.config.values import as_list
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, REFERENCE_LOGPS
+from nemo_tvkd.losses.methods import DEFAULT_PATHS, METHODS
 
 
 def check_together(stage: StageChecks) -> None:
@@ -19,13 +19,13 @@ def check_together(stage: StageChecks) -> None:
         check_what(config.score.what)
     if stage.stage.command != "train":
         return
-    for need in sorted(METHODS[config.algorithm.name].needs(config.algorithm)):
+    for need in METHODS[config.algorithm.name].frozen(config.algorithm):
         section = config[need]
         scores, paths = any(as_list(section.scores)), any(as_list(section.path))
         asks = f"algorithm={config.algorithm.name} with {need}.mode={section.mode}"
         if section.mode == "online" and scores:
             raise UserError(f"{need}.scores is set but {need}.mode=online would not read it: set {need}.mode=cached")
-        if section.mode == "online" and not paths and need != REFERENCE_LOGPS:
+        if section.mode == "online" and not paths and need not in DEFAULT_PATHS:
             raise UserError(f"{need}.path is not set: {asks} reads a model")
         if section.mode == "cached" and not scores:
             raise UserError(f"{need}.scores is not set: {asks} reads a score store that `nemo-tvkd score` wrote")
@@ -51,6 +51,7 @@ def _heads(stage: StageChecks, key: str) -> dict[str, bool]:
     if command == "score":
         return {"lm": bool({"value", "logprob"} & set(config.score.what)), "reward": "reward" in config.score.what}
     if key == stage.own_key:
-        return {"lm": bool(METHODS[config.algorithm.name].logps(config.algorithm))}
-    judges = key.startswith(f"{ORACLE_REWARDS}.")
-    return {"lm": not judges, "reward": judges}
+        return {"lm": "lm" in METHODS[config.algorithm.name].heads(config.algorithm)}
+    quantities = METHODS[config.algorithm.name].frozen(config.algorithm)[key.partition(".")[0]]
+    heads = {what.head for what in quantities}
+    return {"lm": "lm" in heads, "reward": "reward" in heads}

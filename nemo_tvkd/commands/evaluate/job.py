@@ -10,19 +10,10 @@ from omegaconf import OmegaConf
 from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.commands.evaluate.comparison import compare
 from nemo_tvkd.commands.evaluate.figures import Judgement, Others, figures_of, pair_rows, result_of
-from nemo_tvkd.commands.evaluate.forward import (
-    LOGPS,
-    REWARDS,
-    SHAPING,
-    Read,
-    pair_numbers,
-    read_logps,
-    read_rewards,
-    read_shaping,
-    stored_shaping,
-)
+from nemo_tvkd.commands.evaluate.forward import LOGPS, REWARDS, SHAPING, pair_numbers, stored_shaping
 from nemo_tvkd.commands.evaluate.prepare import Evaluation, given, prepare_evaluation
 from nemo_tvkd.files import write_result
+from nemo_tvkd.losses.reads import LogProb, Quantity, Reward
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 
@@ -53,35 +44,36 @@ def judge(config: Any, job: Evaluation, models: dict[str, Checkpoint]) -> tuple[
     if "reference" in models:
         for key in job.names:  # once for each way of reading the pairs
             if (reading := job.readings[key]) not in references:
-                found = pair_numbers(config, models["reference"], "reference", job.items_of(key), {LOGPS: read_logps})
-                references[reading] = found[LOGPS]
+                asked: dict[str, Quantity] = {LOGPS: LogProb()}
+                references[reading] = pair_numbers(config, models["reference"], "reference", job.items_of(key), asked)[
+                    LOGPS
+                ]
     judged = {}
     for key in job.names:
-        model, asked = models[key], dict[str, Read]()
+        model, asked = models[key], {}
         if not model.is_reward_model:
-            asked[LOGPS] = read_logps
+            asked[LOGPS] = LogProb()
         if model.has_reward_head:
-            asked[REWARDS] = read_rewards
+            asked[REWARDS] = Reward()
         items = job.items_of(key)
-        found = pair_numbers(config, model, key, items, asked)
+        numbers = pair_numbers(config, model, key, items, asked)
         lengths = np.array([[len(response) for _, response in item.sequences()] for item in items])
         reference = references.get(job.readings[key])
-        judged[key] = Judgement(lengths, found.get(LOGPS), reference, found.get(REWARDS), config.beta)
+        judged[key] = Judgement(lengths, numbers.get(LOGPS), reference, numbers.get(REWARDS), config.beta)
     return judged, _others(config, job, models)
 
 
 def _others(config: Any, job: Evaluation, models: dict[str, Checkpoint]) -> Others:
     others = Others(job.oracle)
     if (key := "oracle.path") in models:
-        others.oracle = pair_numbers(config, models[key], key, job.items_of(key), {REWARDS: read_rewards})[REWARDS]
-    if job.value is None:
+        others.oracle = pair_numbers(config, models[key], key, job.items_of(key), {REWARDS: Reward()})[REWARDS]
+    if job.psi is None:
         return others
     if (key := "teacher.path") in models:
-        asked = {SHAPING: read_shaping(job.value, config.shaping)}
-        others.shaping = pair_numbers(config, models[key], key, job.items_of(key), asked)[SHAPING]
+        others.shaping = pair_numbers(config, models[key], key, job.items_of(key), {SHAPING: job.psi})[SHAPING]
     else:
-        others.shaping = stored_shaping(job.items, config.shaping)
-    if not job.teacher_enters:  # what is left of the difference is rounding
+        others.shaping = stored_shaping(job.items, job.psi)
+    if job.psi.rule.vanishes():  # the rest of the difference is rounding
         others.shaping[:, 1] = others.shaping[:, 0]
     return others
 

@@ -1,14 +1,11 @@
 """From a configuration to what an evaluation needs: checked checkpoints and pairs. No NeMo, no process group."""
 
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from nemo_tvkd.checkpoints.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
 from nemo_tvkd.config.paths import check_result, given_paths, held_out
@@ -16,12 +13,11 @@ from nemo_tvkd.config.values import as_list, check_values
 from nemo_tvkd.data.batch import Item
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses import METHODS, ORACLE_REWARDS, TEACHER_VALUE
-from nemo_tvkd.losses.tvkd import teacher_vanishes
-from nemo_tvkd.parallel.statistic import Statistic
+from nemo_tvkd.losses.reads import Psi, Quantity, Reward, source
+from nemo_tvkd.losses.shaping import Shaping
 from nemo_tvkd.prepare.encoder import Encoder, check_vocabulary
-from nemo_tvkd.prepare.needs import Needs, Say, resolve_needs, teacher_value
-from nemo_tvkd.prepare.oracles import resolve_oracles
+from nemo_tvkd.prepare.frozen import resolve, sources_of
+from nemo_tvkd.prepare.needs import Needs, Say, title
 from nemo_tvkd.runtime.launch import world_size
 
 SAME = ""
@@ -44,10 +40,8 @@ class Evaluation:
     """Of the checkpoints: their paths as given, by key."""
     oracle: np.ndarray | None = None
     """[P, 2] rewards of a store or of the data's columns (reward units)."""
-    value: Statistic | None = None
-    """What is asked of the teacher's logits."""
-    teacher_enters: bool = True
-    """Whether Psi can differ within a pair."""
+    psi: Psi | None = None
+    """The teacher's shaping, where there is a teacher."""
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -103,18 +97,15 @@ def prepare_evaluation(config: Any) -> Evaluation:
         check_layout(model.config, key, *layout)
     notes: list[str] = []
     readings, needs = _readings(config, models, checkpoints, notes.append)
-    first = next(iter(checkpoints))
     paths = held_out(config)
-    with _evaluations_keys(first):
-        items = needs.read(paths, "data.validation", lambda line: notes.append(_in_our_keys(line, first)))
+    items = needs.read(paths, "data.validation", notes.append)
     job = Evaluation(models, items, world_size(config.parallel), readings, names, notes=notes)
     job.oracle = _known_rewards(config, needs, items, notes.append)
     if given(config.teacher):
         _set_teacher(config, needs, job)
-    for need, key in ((ORACLE_REWARDS, "oracle.path"), (TEACHER_VALUE, "teacher.path")):
-        if need in needs.frozen:
-            models[key] = needs.frozen[need]
-            readings[key] = need if need in needs.readers else SAME
+    for name, checkpoint in needs.frozen.items():
+        models[f"{name}.path"] = checkpoint
+        readings[f"{name}.path"] = name if name in needs.readers else SAME
     return job
 
 
@@ -158,7 +149,7 @@ def _readings(
     for name, encoder in encoders.items():
         if name != SAME:
             needs.readers[name] = encoder
-            say(f"checkpoint[{name.split('/')[1]}] reads pairs its own way (template {encoder.template.name})")
+            say(f"{title(name)} reads pairs its own way (template {encoder.template.name})")
     return readings, needs
 
 
@@ -171,51 +162,30 @@ def given(section: Any) -> list[str]:
     return [name for name in ("scores", "path") if any(as_list(section[name]))]
 
 
+JUDGES = ("teacher", "oracle")
+"""Sections of models that are compared with."""
+
+
 def _needs(config: Any, encoder: Encoder, key: str, say: Say) -> Needs:
     """The oracle and the teacher, checked as for training (`key` is the first checkpoint's)."""
-    settings: Any = OmegaConf.to_container(config)
-    settings["student"] = {"path": as_list(settings["checkpoint"])[0]}
-    settings["algorithm"] = {
-        "name": "tvkd",
-        "beta": config.beta,
-        "use_reference": False,
-        "shaping": settings["shaping"],
-    }
-    for need in (ORACLE_REWARDS, TEACHER_VALUE):
-        asked = given(config[need])
+    needs = Needs(encoder, pairs=True, key=key, owner=key)
+    quantities: dict[str, Quantity] = {"teacher": Psi(Shaping.of(config.shaping, config.beta)), "oracle": Reward()}
+    for name in JUDGES:
+        section, asked = config[name], given(config[name])
         if asked:
-            settings[need]["mode"] = {"scores": "cached", "path": "online"}[asked[0]]
-        elif unread := [name for name in ("tokenizer", "chat_template") if config[need][name]]:
-            raise UserError(f"{need}.{unread[0]} is set without {need}.path or {need}.scores, which it would be about")
-    whole, needs = OmegaConf.create(settings), Needs(encoder, pairs=True)
-    with _evaluations_keys(key):
-        if given(config.teacher):
-            needs = resolve_needs(whole, METHODS["tvkd"], encoder, lambda line: say(_in_our_keys(line, key)))
-        if given(config.oracle):
-            resolve_oracles(whole, needs, say)
+            mode = {"scores": "cached", "path": "online"}[asked[0]]
+            resolve(needs, sources_of(name, section, [quantities[name]], False, "evaluate", mode), config, say)
+        elif unread := [entry for entry in ("tokenizer", "chat_template") if section[entry]]:
+            raise UserError(f"{name}.{unread[0]} is set without {name}.path or {name}.scores, which it would be about")
     return needs
-
-
-@contextmanager
-def _evaluations_keys(key: str) -> Iterator[None]:
-    """What training says of its keys is said of ours."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(_in_our_keys(str(error), key)) from error
-
-
-def _in_our_keys(line: str, key: str) -> str:
-    for theirs, ours in (("algorithm.", ""), ("student.path", key), ("the student's", f"{key}'s")):
-        line = line.replace(theirs, ours)
-    return re.sub(r"\bthe checkpoint (\d+)", r"checkpoint[\1]", line)
 
 
 def _known_rewards(config: Any, needs: Needs, items: Sequence[Item], say: Say) -> np.ndarray | None:
     """[P, 2] the oracle's rewards where they are known already: of its store, or else the data's columns."""
     if given(config.oracle):
-        stored = [item.oracle_rewards[0] for item in items if item.oracle_rewards]
-        return None if ORACLE_REWARDS in needs.frozen else np.array(stored, dtype=np.float64)
+        if "oracle" in needs.frozen:
+            return None
+        return np.array([item.numbers[source("oracle", Reward())] for item in items], dtype=np.float64)
     found = [(item.tokens.chosen_reward, item.tokens.rejected_reward) for item in items]
     complete = [(chosen, rejected) for chosen, rejected in found if chosen is not None and rejected is not None]
     if len(complete) == len(found):
@@ -229,14 +199,10 @@ def _known_rewards(config: Any, needs: Needs, items: Sequence[Item], say: Say) -
 
 
 def _set_teacher(config: Any, needs: Needs, job: Evaluation) -> None:
-    shaping = config.shaping
-    job.value = teacher_value(config)
-    rule = {"kind": shaping.value, "form": shaping.form, "terminal": shaping.terminal, "gamma": shaping.gamma}
-    if reason := teacher_vanishes(**rule, alpha=1.0):
-        job.teacher_enters = False
+    job.psi = Psi(Shaping.of(config.shaping, config.beta))
+    if reason := job.psi.rule.vanishes():
         job.notes.append(
-            f"warning: the teacher says the same of both responses: {reason.replace('algorithm.', '')}. There is "
-            "nothing to agree with."
+            f"warning: the teacher says the same of both responses: {reason}. There is nothing to agree with."
         )
     if needs.aligned and len(job.names) > 1:
         job.notes.append(

@@ -10,7 +10,7 @@ import numpy as np
 
 from nemo_tvkd import __version__
 from nemo_tvkd.checkpoints.hf import Checkpoint, check_architecture, check_heads, check_layout, find_checkpoint
-from nemo_tvkd.commands.inspect.numbers import Figures, Pair, Response, Rule, ranked, verdict
+from nemo_tvkd.commands.inspect.numbers import Figures, Pair, Response, psi, ranked, verdict
 from nemo_tvkd.commands.inspect.text import pieces, words
 from nemo_tvkd.config.paths import check_result, given_paths, held_out
 from nemo_tvkd.config.values import check_values
@@ -21,8 +21,8 @@ from nemo_tvkd.data.records import Row
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import write_result
+from nemo_tvkd.losses.shaping import Shaping
 from nemo_tvkd.prepare.encoder import Encoder, check_vocabulary
-from nemo_tvkd.prepare.needs import teacher_value
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 
@@ -38,7 +38,7 @@ class Inspection:
     rows: Sequence[Tokenized]
     chosen: list[int] | None
     """Which rows to show; None: as their shaping says."""
-    rule: Rule
+    rule: Shaping
     tokenizer: Any
     template: str
     ranks: int
@@ -77,8 +77,7 @@ def prepare_inspection(config: Any) -> Inspection:
         check_vocabulary(models[key], encoder, key, "checkpoint")
     notes: list[str] = []
     rows = encoder.read(held_out(config), DATA, True, notes.append)
-    shaping = config.shaping
-    rule = Rule(teacher_value(config), shaping.form, shaping.terminal, float(shaping.gamma))
+    rule = Shaping.of(config.shaping, config.beta)
     chosen = _chosen(config, len(rows))
     name = encoder.template.name
     return Inspection(models, rows, chosen, rule, encoder.tokenizer, name, launch.world_size(config.parallel), notes)
@@ -138,13 +137,13 @@ def _ask(config: Any, job: Inspection) -> Answers:
     margins: list[float] = []
     if job.chosen is None:
         items: Sequence[Item] = Mapped(Item, job.rows)
-        found = measure(module, items, size, ask.values(job.rule.value))
-        sums = [[float(job.rule.psi(said["value"]).sum()) for said in both] for both in found]
+        found = measure(module, items, size, ask.values(job.rule.statistic))
+        sums = [[float(psi(job.rule, said["value"]).sum()) for said in both] for both in found]
         margins = [job.rule.margin(chosen, rejected) for chosen, rejected in sums]
     chosen = job.chosen if job.chosen is not None else ranked(margins, config.order)[: config.limit]
     rows = [job.rows[index] for index in chosen]
     shown = [Item(row) for row in rows]
-    asked = ask.tokens(job.rule.value)
+    asked = ask.tokens(job.rule.statistic)
     if model.has_reward_head and "reward_model" not in job.models:
         asked = ask.together(asked, ask.rewards)
     said = {"checkpoint": measure(module, shown, size, asked)}
@@ -196,9 +195,9 @@ def _response(job: Inspection, row: Tokenized, side: int, said: dict[str, Any]) 
     return Response(
         ids=ids,
         pieces=pieces(job.tokenizer, ids),
-        psi=job.rule.psi(own["value"]),
+        psi=psi(job.rule, own["value"]),
         logp=own["logp"],
-        value=own["value"] if job.rule.of_states else None,
+        value=own["value"] if not job.rule.of_actions else None,
         ref=said["reference"]["logp"] if "reference" in said else None,
         reward=said.get("reward_model", own).get("reward"),
         top_ids=own["top_ids"],
@@ -233,10 +232,10 @@ def _facts(config: Any, job: Inspection, shown: int) -> list[tuple[str, str]]:
     facts = [(name, value) for name, value in facts if value]
     facts += [("data", ", ".join(held_out(config)))]
     facts += [("pairs", f"{shown} of {len(job.rows)}, order: {'as asked' if config.pairs else config.order}")]
-    facts += [("value", rule.value.kind)]
-    if rule.value.kind == "soft_value":
-        facts.append(("τ", f"{rule.value.temperature:g}"))
-    if rule.of_states:
+    facts += [("value", rule.statistic.kind)]
+    if rule.statistic.kind == "soft_value":
+        facts.append(("τ", f"{rule.statistic.temperature:g}"))
+    if not rule.of_actions:
         facts += [("γ", f"{rule.gamma:g}"), ("form", rule.form), ("terminal", rule.terminal)]
     facts += [("β", f"{config.beta:g}"), ("chat template", job.template), ("precision", config.precision)]
     facts.append(("made by", f"nemo-tvkd {__version__}"))
@@ -246,7 +245,7 @@ def _facts(config: Any, job: Inspection, shown: int) -> list[tuple[str, str]]:
 def _notes(job: Inspection) -> list[str]:
     """What of the rule makes the teacher vanish, and what was cut to length."""
     notes = []
-    if why := job.rule.vanishes:
+    if why := job.rule.vanishes():
         notes.append(f"The teacher vanishes from every pair's loss: {why.replace('algorithm.', '')}.")
     if cut := sum(row.truncated for row in job.rows):
         notes.append(

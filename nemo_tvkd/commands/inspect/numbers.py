@@ -10,47 +10,15 @@ import torch
 from nemo_tvkd.commands.inspect.text import Pieces
 from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.tokenized import Tokenized
-from nemo_tvkd.losses.tvkd import teacher_vanishes, token_shaping
-from nemo_tvkd.parallel.statistic import ACTION_KINDS, Statistic
+from nemo_tvkd.losses.shaping import Shaping
 
 PERCENTILE = 98
 """Of |x| over all tokens of the page: where a quantity's colours end, so that a few outliers do not take them all."""
 
 
-@dataclass(frozen=True)
-class Rule:
-    """TVKD's shaping as configured: `shaping.*`, with tau filled in."""
-
-    value: Statistic
-    form: str
-    terminal: str
-    gamma: float
-
-    @property
-    def of_states(self) -> bool:
-        """Whether there are values of states; a kind of actions is psi itself."""
-        return self.value.kind not in ACTION_KINDS
-
-    @property
-    def vanishes(self) -> str | None:
-        """Why Psi is the same of both responses of every pair, if it is; a difference is rounding then."""
-        kind = self.value.kind
-        return teacher_vanishes(kind=kind, form=self.form, terminal=self.terminal, gamma=self.gamma, alpha=1)
-
-    def margin(self, chosen: float, rejected: float) -> float:
-        """Psi_w - Psi_l."""
-        return 0.0 if self.vanishes else chosen - rejected
-
-    @property
-    def unit(self) -> str:
-        return "probability" if self.value.kind in ("max", "margin") else "nats"
-
-    def psi(self, values: np.ndarray) -> np.ndarray:
-        """psi_1 .. psi_T float64 [T] of what the teacher says ([T + 1] by state, [T] by action)."""
-        if not self.of_states:
-            return values.astype(np.float64)
-        potentials = torch.from_numpy(values)
-        return token_shaping(potentials, form=self.form, terminal=self.terminal, gamma=self.gamma).numpy()
+def psi(rule: Shaping, values: np.ndarray) -> np.ndarray:
+    """psi_1 .. psi_T float64 [T] from the teacher's values ([T + 1] by state, [T] by action)."""
+    return rule.per_token(torch.from_numpy(values)).numpy()
 
 
 @dataclass
@@ -98,7 +66,7 @@ class Pair:
     turns: list[Turn]
     chosen: Response
     rejected: Response
-    rule: Rule
+    rule: Shaping
 
     @property
     def sides(self) -> tuple[Response, Response]:
@@ -133,7 +101,7 @@ class Figures:
     """All of the page."""
 
     pairs: list[Pair]
-    rule: Rule
+    rule: Shaping
     beta: float
     facts: list[tuple[str, str]]
     """What was read and how, by name."""
@@ -166,7 +134,7 @@ class Figures:
     @property
     def telescoped(self) -> float | None:
         """The largest |Psi - (V(s_{T+1}) - V(s_1))| of the page's responses; None without values of states."""
-        if not self.rule.of_states:
+        if self.rule.of_actions:
             return None
         return max(abs(side.shaping - side.ends) for pair in self.pairs for side in pair.sides)
 

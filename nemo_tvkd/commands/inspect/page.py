@@ -16,7 +16,6 @@ import numpy as np
 
 from nemo_tvkd.commands.inspect.numbers import PERCENTILE, Figures, Pair, Response
 from nemo_tvkd.commands.inspect.text import visible
-from nemo_tvkd.losses.tvkd import ends_suffice
 
 DIGITS = 7
 """Significant, of the numbers in the page: those of float32."""
@@ -73,7 +72,7 @@ def _telescoping(figures: Figures) -> str:
         return "ψₜ is the teacher's number of the token itself: γ, form and terminal do not apply, nothing telescopes."
     responses, unit = 2 * len(figures.pairs), rule.unit
     widest = max(abs(pair.margin) for pair in figures.pairs)
-    if not ends_suffice(kind=rule.value.kind, form=rule.form, gamma=rule.gamma):
+    if not rule.telescopes:
         return (
             f"With γ = {rule.gamma:g} and form = {rule.form} the sum Ψ does not telescope: it depends on every state "
             f"and on the response's length. On this page Ψ differs from V(end) − V(s₁) by up to {off:.4g} {unit}."
