@@ -70,7 +70,7 @@ def sources_of(
     if mode == "online" and section.get("normalize") == "zscore":
         raise UserError(
             f"{name}.normalize=zscore needs the spread of all rewards before the first step, and {name}.mode=online "
-            "has them after the last: score the pairs, then use mode=cached"
+            f"has them after the last: score the pairs, then use {name}.mode=cached"
         )
     count = len(scores if mode == "cached" else paths)
     if mode == "cached" and count and paths and len(paths) != count:
