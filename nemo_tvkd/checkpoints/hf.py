@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 HF_SIDE_DIR = "context/hf"
 REWARD_HEAD_FILE = "reward_head.safetensors"
@@ -43,7 +43,7 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.hf_dir)
         except (OSError, ValueError, TypeError, LookupError) as error:
-            reason = " ".join(str(error).split()).partition(". ")[0][:200]
+            reason = one_line(error).partition(". ")[0]
             raise UserError(f"{self.hf_dir / 'config.json'} is not a model's config: {reason}") from error
 
     @property
@@ -132,18 +132,17 @@ def complete_checkpoints(directory: Path) -> list[Path]:
     """The complete NeMo checkpoints in a run's checkpoints/ folder, oldest first."""
     if not directory.is_dir():
         return []
-    found = [
-        p
-        for p in directory.iterdir()
-        if re.fullmatch(r"step-\d{8}", p.name) and (p / "weights/metadata.json").is_file()
-    ]
-    return sorted(found)
+    return sorted(
+        folder
+        for folder in directory.iterdir()
+        if re.fullmatch(r"step-\d{8}", folder.name) and (folder / "weights/metadata.json").is_file()
+    )
 
 
 def newest_complete(directory: Path) -> Path | None:
     """The newest complete checkpoint, or None. Unfinished ones carry another name until they are whole."""
-    found = complete_checkpoints(directory)
-    return found[-1] if found else None
+    checkpoints = complete_checkpoints(directory)
+    return checkpoints[-1] if checkpoints else None
 
 
 def classifies_sequences(config: Any) -> bool:
@@ -173,8 +172,8 @@ def _provenance(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def weights_dtype(checkpoint: Checkpoint) -> str:
     """Name of the dtype that a checkpoint's weights had as a Hugging Face checkpoint, and are exported in."""
-    told = getattr(checkpoint.config, "torch_dtype", None)
-    return _provenance(checkpoint).get("dtype") or str(told or "float32").removeprefix("torch.")
+    dtype = getattr(checkpoint.config, "torch_dtype", None)
+    return _provenance(checkpoint).get("dtype") or str(dtype or "float32").removeprefix("torch.")
 
 
 def weights_fingerprint(checkpoint: Checkpoint) -> str:

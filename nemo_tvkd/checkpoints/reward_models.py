@@ -94,8 +94,8 @@ def pad_token_warning(source: Checkpoint) -> str:
 
 def end_ids(folder: Path, config: Any, tokenizer: Any | None) -> set[int]:
     """Tokens that end texts: those of the config, the generation config, the tokenizer and its chat template."""
-    told = [config.eos_token_id, _generation_end(folder / "generation_config.json")]
-    ends = {int(i) for ids in told for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
+    named = [config.eos_token_id, _generation_end(folder / "generation_config.json")]
+    ends = {int(i) for ids in named for i in (ids if isinstance(ids, list) else [ids]) if i is not None}
     if tokenizer is None or tokenizer.eos_token_id is None:
         return ends
     ends.add(tokenizer.eos_token_id)
@@ -124,9 +124,9 @@ def choose_pad_token(tokenizer: Any | None, config: Any, ends: Collection[int]) 
     Returns:
         a token of the model's vocabulary, or None.
     """
-    told = config.pad_token_id
+    configured = config.pad_token_id
     if tokenizer is None:
-        return None if told in ends else told
+        return None if configured in ends else configured
     own = tokenizer.pad_token_id
     if own is not None and own not in ends and own < config.vocab_size:
         return own
@@ -134,11 +134,11 @@ def choose_pad_token(tokenizer: Any | None, config: Any, ends: Collection[int]) 
     special |= dict(zip(tokenizer.all_special_ids, tokenizer.all_special_tokens, strict=True))
     never = {*ends, tokenizer.bos_token_id, config.bos_token_id}
     usable = {i: special[i] for i in sorted(special) if i not in never and i < config.vocab_size}
-    if told in usable:
-        return told
+    if configured in usable:
+        return configured
     for name in UNUSED:
-        if found := [i for i, text in usable.items() if name in text.lower()]:
-            return found[0]
+        if candidates := [i for i, text in usable.items() if name in text.lower()]:
+            return candidates[0]
     return tokenizer.unk_token_id if tokenizer.unk_token_id in usable else None
 
 

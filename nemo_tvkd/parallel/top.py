@@ -34,9 +34,9 @@ def top_tokens(
             for first in range(0, hidden.size(0), rows):
                 span = slice(first, first + rows)
                 logits = product(hidden[span], block).float()  # rounded as those that log pi is made of
-                found = logits.topk(min(count, logits.size(-1)), -1)
+                top = logits.topk(min(count, logits.size(-1)), -1)
                 best[span], ids[span] = _largest(
-                    [best[span], found.values], [ids[span], found.indices + (start + left)], count
+                    [best[span], top.values], [ids[span], top.indices + (start + left)], count
                 )
         if group is None or dist.get_world_size(group) == 1:
             return best, ids
@@ -51,5 +51,5 @@ def _of_all_ranks(part: Tensor, group: dist.ProcessGroup) -> list[Tensor]:
 
 def _largest(logits: list[Tensor], ids: list[Tensor], count: int) -> tuple[Tensor, Tensor]:
     """Of several parts [T, .] of the vocabulary, the `count` largest."""
-    found = torch.cat(logits, -1).topk(count, -1)
-    return found.values, torch.cat(ids, -1).gather(-1, found.indices)
+    top = torch.cat(logits, -1).topk(count, -1)
+    return top.values, torch.cat(ids, -1).gather(-1, top.indices)

@@ -8,7 +8,8 @@ import torch
 from rank_pool import Layout, RankPool
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nemo_tvkd.commands.bench import main, show
+from nemo_tvkd.commands.bench import main
+from nemo_tvkd.commands.table import table
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
 
@@ -43,7 +44,7 @@ def measure_task(part: str, overrides: list[str]) -> list[dict[str, Any]]:
 def test_every_part_measures(pool: RankPool, part: str, layout: Layout, count: int) -> None:
     rows = pool.run(layout, measure_task, part, layout.overrides())[0]
     assert len(rows) == count
-    lines = show(rows).splitlines()
+    lines = table(rows).splitlines()
     assert len(lines) == count + 1
     for row in rows:
         numbers = [v for v in row.values() if isinstance(v, float)]

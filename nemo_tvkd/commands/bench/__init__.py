@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.commands.score import check_what
+from nemo_tvkd.commands.table import table
 from nemo_tvkd.config.paths import check_writable
 from nemo_tvkd.config.values import check_values
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.files import write_result
 from nemo_tvkd.runtime import launch
 from nemo_tvkd.runtime.exits import is_rank_zero
 
@@ -45,28 +47,7 @@ def bench_rank(config: Any) -> None:
     report = import_module(f"nemo_tvkd.commands.bench.{config.bench.part}").measure(config)
     if is_rank_zero():
         report = {"part": config.bench.part, "machine": machine(), **report}
-        print(f"{report['machine']}\n\n{show(report['rows'])}\n\n{report['notes']}", flush=True)
+        print(f"{report['machine']}\n\n{table(report['rows'])}\n\n{report['notes']}", flush=True)
         if config.bench.output:
-            Path(config.bench.output).parent.mkdir(parents=True, exist_ok=True)
-            Path(config.bench.output).write_text(json.dumps(report, indent=1) + "\n")
+            write_result(Path(config.bench.output), json.dumps(report, indent=1) + "\n", "bench.output")
     launch.leave()
-
-
-def show(rows: list[dict[str, Any]]) -> str:
-    """Rows with the same columns as an aligned table."""
-    cells = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    texts = [isinstance(value, str) for value in rows[0].values()]
-    lines = []
-    for row in cells:
-        padded = [c.ljust(w) if text else c.rjust(w) for c, w, text in zip(row, widths, texts, strict=True)]
-        lines.append("  ".join(padded).rstrip())
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -110,9 +110,9 @@ def _is_alone(argument: Any) -> bool:
 
 def largest(number: float) -> float:
     """The largest of all ranks' numbers (collective): stages and shards differ."""
-    found = torch.tensor(number, dtype=torch.float64, device=cpu.device())
-    dist.all_reduce(found, op=dist.ReduceOp.MAX)
-    return float(found)
+    maximum = torch.tensor(number, dtype=torch.float64, device=cpu.device())
+    dist.all_reduce(maximum, op=dist.ReduceOp.MAX)
+    return float(maximum)
 
 
 def _bytes(argument: Any) -> int:

@@ -48,12 +48,12 @@ def architecture(config: Any, key: str, precision: str, parallel: Any) -> Causal
 
 def random_frozen(config: Any, key: str, precision: str, parallel: Any, reward_head: bool = False) -> Any:
     """This rank's part of a frozen model with random weights (see models.frozen.load_frozen)."""
-    found = architecture(config, key, precision, parallel)
-    found.tensor_model_parallel_size = parallel.tensor_model_parallel_size
-    found.pipeline_model_parallel_size = parallel.pipeline_model_parallel_size
-    found.reward_head = reward_head
-    found.__post_init__()
-    return found.configure_model(tokenizer=None).to(cpu.device()).requires_grad_(False).eval()
+    model = architecture(config, key, precision, parallel)
+    model.tensor_model_parallel_size = parallel.tensor_model_parallel_size
+    model.pipeline_model_parallel_size = parallel.pipeline_model_parallel_size
+    model.reward_head = reward_head
+    model.__post_init__()
+    return model.configure_model(tokenizer=None).to(cpu.device()).requires_grad_(False).eval()
 
 
 def random_items(count: int, options: Any, vocab: int, seed: int = 0) -> list[Item]:

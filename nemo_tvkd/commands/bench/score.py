@@ -29,7 +29,7 @@ def measure(config: Any) -> dict[str, Any]:
     judges = "reward" in config.score.what
     module = random_frozen(model, "score.model", config.score.precision, parallel, reward_head=judges)
     fill_once(config, module, model, 1)  # the first run of a process is slower
-    found = [fill_once(config, module, model, factor) for factor in as_list(options.growth)]
+    runs = [fill_once(config, module, model, factor) for factor in as_list(options.growth)]
     with Traffic() as traffic:
         first, _ = fill_once(config, module, model, 1)
     replicas = parallel_state.get_data_parallel_world_size()
@@ -38,15 +38,15 @@ def measure(config: Any) -> dict[str, Any]:
     ranks *= module.config.pipeline_model_parallel_size
     peak = peak_tflops()
     rows = []
-    for row, flops in found:
+    for row, flops in runs:
         rows.append(
             {
                 "pairs": row["pairs"],
                 "tokens": row["tokens"],
                 "seconds": row["seconds"],
                 "tokens/s": row["tokens"] / row["seconds"],
-                "tokens x": row["tokens"] / found[0][0]["tokens"],
-                "time x": row["seconds"] / found[0][0]["seconds"],
+                "tokens x": row["tokens"] / runs[0][0]["tokens"],
+                "time x": row["seconds"] / runs[0][0]["seconds"],
                 "peak MiB": largest(row["peak"] / MIB),
                 "crossing": crossing,
                 "stored B/token": row["bytes"] / row["response tokens"],

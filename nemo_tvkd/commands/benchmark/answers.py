@@ -8,7 +8,7 @@ from typing import Any
 from nemo_tvkd.commands.benchmark.models import positions
 from nemo_tvkd.commands.benchmark.prompts import Answers, Conversation, as_jsonl, read_lines
 from nemo_tvkd.data.chat_template import TEMPLATE_DATE
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 from nemo_tvkd.files import write_result
 
 GREEDY = 1e-4
@@ -76,8 +76,8 @@ def template_ids(tokenizer: Any, messages: list[dict[str, str]], generation_prom
             strftime_now=TEMPLATE_DATE.strftime,  # answers must not depend on the day
         )
     except Exception as error:  # a template is a program: it refuses with raise_exception or fails in any way
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{source}: the chat template of {tokenizer.name_or_path} refuses it: {reason}") from error
+        refused = f"{source}: the chat template of {tokenizer.name_or_path} refuses it"
+        raise UserError(f"{refused}: {one_line(error)}") from error
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

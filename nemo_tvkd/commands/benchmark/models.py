@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from nemo_tvkd.checkpoints.hf import Checkpoint
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 
 def quiet() -> None:
@@ -49,7 +49,7 @@ def load_model(kind: str, checkpoint: Checkpoint, key: str, precision: str) -> A
     except Exception as error:  # damaged files surface as whatever safetensors or a model's class raises
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UserError(f"{key}: {checkpoint.path} cannot be loaded: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{key}: {checkpoint.path} cannot be loaded: {one_line(error)}") from error
     if report["missing_keys"]:  # transformers draws them at random
         raise UserError(f"{key}: {checkpoint.path} has no weights for {sorted(report['missing_keys'])[0]}")
     return model.eval()

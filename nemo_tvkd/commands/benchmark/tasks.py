@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_tvkd.config.values import as_list
-from nemo_tvkd.errors import UserError
+from nemo_tvkd.errors import UserError, one_line
 
 KEY = "benchmark.tasks"
 LEADERBOARD: dict[str, tuple[int, str]] = {
@@ -75,8 +75,7 @@ def find_tasks(tasks: list[Task], options: Any) -> Any:
     try:
         catalogue = TaskManager(include_path=options.task_folder or None)
     except Exception as error:  # a task file is YAML with Python in it
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"benchmark.task_folder: {options.task_folder} cannot be read: {reason}") from error
+        raise UserError(f"benchmark.task_folder: {options.task_folder} cannot be read: {one_line(error)}") from error
     known = [*catalogue.all_subtasks, *catalogue.all_groups]
     for task in tasks:
         if task.name in catalogue.all_tags and task.name not in known:
@@ -101,7 +100,7 @@ def check_data(tasks: list[Task], catalogue: Any, say: Callable[[str], None]) ->
         try:
             catalogue.load([task.name])
         except Exception as error:  # of datasets, the hub's client or the task's own Python
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise UserError(
                 f"{KEY}: the data of {task.name} cannot be loaded ({type(error).__name__}: {reason}); without a "
                 f"network they must be in HF_DATASETS_CACHE ({places.HF_DATASETS_CACHE}): run it once with one"

@@ -32,8 +32,8 @@ def main(config: Any) -> int:
     template = _template(config)
     pairs = reads_pairs(paths, KEY, config.rows)
     check = Check(pairs=pairs, template=template, data=config.data, examples=config.examples)
-    with _status() as said:
-        check.read(paths, KEY, said)
+    with _status() as report_count:
+        check.read(paths, KEY, report_count)
     figures = {"paths": paths, "weights": weights, "tokenizer": config.tokenizer or None, **check.figures()}
     if config.output:
         write_result(Path(config.output), json.dumps(figures, indent=2) + "\n")

@@ -87,14 +87,14 @@ class Check:
     rejected: "array[int]" = field(default_factory=lambda: array("q"))
     _seen: dict[bytes, str] = field(default_factory=dict)
 
-    def read(self, paths: Sequence[str], key: str, said: Callable[[int], None]) -> None:
-        """Every row; `said` is told how many now and then."""
+    def read(self, paths: Sequence[str], key: str, report_count: Callable[[int], None]) -> None:
+        """Every row; `report_count` gets how many there are now and then."""
         rows = parse_rows(paths, need_rejected=self.pairs, key=key, report=self.report)
         try:
             for number, (source, row) in enumerate(rows, 1):
                 self._add(source, row)
                 if number % 500 == 0:
-                    said(number)
+                    report_count(number)
         except UserError as error:
             self.error = str(error)
         if not self.usable and not self.error:

@@ -62,8 +62,8 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for name, said in facts:
-        table.add_row(Text(name, style="cyan"), Text(visible(said)))
+    for name, text in facts:
+        table.add_row(Text(name, style="cyan"), Text(visible(text)))
     return table
 
 
@@ -125,8 +125,8 @@ def _balance(figures: dict[str, Any]) -> Table:
     measured = sum(figures["chosen_longer"].values())
     if measured:
         parts = ((what, count) for what, count in figures["chosen_longer"].items())
-        said = ", ".join(f"{what} in {count / measured:.1%}" for what, count in parts)
-        facts.append(("chosen is", f"{said} (than rejected)"))
+        shares = ", ".join(f"{what} in {count / measured:.1%}" for what, count in parts)
+        facts.append(("chosen is", f"{shares} (than rejected)"))
     if rated := figures["with_rewards"]:
         parts = ((what.replace("_", " "), count) for what, count in figures["rewards"].items())
         facts.append(("rewards", ", ".join(f"{what} in {count / rated:.1%}" for what, count in parts)))
@@ -179,13 +179,13 @@ def _cut(text: str) -> str:
 
 def _verdict(figures: dict[str, Any]) -> str:
     usable, bad = figures["usable"], figures["bad"]
-    said = f"{usable:,} {figures['rows']} to train on"
+    verdict = f"{usable:,} {figures['rows']} to train on"
     if figures["error"]:
-        return f"{said}, but: {visible(figures['error'])}"
+        return f"{verdict}, but: {visible(figures['error'])}"
     if bad:
         them = "the bad row" if bad == 1 else f"the {bad:,} bad rows"
-        said += f"; data.on_bad_row=skip leaves {them} out, without it training stops at the first"
-    return f"{said}."
+        verdict += f"; data.on_bad_row=skip leaves {them} out, without it training stops at the first"
+    return f"{verdict}."
 
 
 def _share(count: int, whole: int) -> str:
