@@ -7,7 +7,7 @@ response that was not cut ends with an end token; one that was cut does not, so 
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,9 +19,12 @@ from nemo_tvkd.data.fields import Turn
 from nemo_tvkd.data.records import Row
 from nemo_tvkd.data.tokenized import Tokenized, pair_id
 from nemo_tvkd.data.turns import chat_turns, plain_turns, tokens_before
+from nemo_tvkd.data.words import Words
 from nemo_tvkd.errors import UserError
 
 T = TypeVar("T")
+MANY = 100
+"""Texts for which it pays to look whether they can be read word by word."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,8 @@ class Template:
         the way itself could tell them apart.
         """
         prompts = [ids for ids, _ in self._read([text.head for text in texts], False)]
-        in_place = _grouped(self._read([whole for text in texts for whole in text.wholes], offsets), texts)
+        heads = [(text.head, ids) for text, ids in zip(texts, prompts, strict=True) for _ in text.wholes]
+        in_place = _grouped(self._read([whole for text in texts for whole in text.wholes], offsets, heads), texts)
         apart = [
             any(ids[: len(prompt)] != prompt for ids, _ in replies)
             for prompt, replies in zip(prompts, in_place, strict=True)
@@ -281,6 +285,10 @@ class Template:
         kept = ids[:1] if ids[0] == self._bos else []
         return kept + ids[len(ids) - (limit - len(kept)) :], True
 
+    @cached_property
+    def _words(self) -> Words | None:
+        return Words.of(self.tokenizer)
+
     def _is_blank(self, token: int) -> bool:
         if token not in self._blank:
             self._blank[token] = not self.tokenizer.decode([token]).strip()
@@ -289,10 +297,14 @@ class Template:
     def _ids(self, text: str) -> list[int]:
         return self._read([text], False)[0][0]
 
-    def _read(self, texts: list[str], offsets: bool) -> list[tuple[list[int], list[Span]]]:
-        """Of each text the token ids, and each one's characters if requested."""
+    def _read(
+        self, texts: list[str], offsets: bool, heads: Sequence[tuple[str, list[int]]] = ()
+    ) -> list[tuple[list[int], list[Span]]]:
+        """Of each text the token ids, and each one's characters if requested; `heads` as in `Words.read`."""
         if not texts:
             return []
+        if not offsets and len(texts) >= MANY and self._words is not None:
+            return [(ids, []) for ids in self._words.read(texts, heads)]
         read = self.tokenizer(texts, add_special_tokens=False, verbose=False, return_offsets_mapping=offsets)
         spans = read["offset_mapping"] if offsets else [[]] * len(texts)
         return list(zip(read["input_ids"], spans, strict=True))
