@@ -8,9 +8,10 @@ from bad_input import Fails, World
 from inspect_figures import RULE
 
 from nemo_tvkd.commands.inspect.job import check_finite, prepare_inspection
-from nemo_tvkd.commands.inspect.numbers import Rule, ranked, verdict
+from nemo_tvkd.commands.inspect.numbers import ranked, verdict
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.losses.shaping import Shaping
 
 pytestmark = pytest.mark.usefixtures("without_nemo", "no_ranks")
 
@@ -27,8 +28,8 @@ def test_a_command_without_mistakes_is_let_through(world: World) -> None:
     assert prepare_inspection(compose("inspect", given(world, "order=margin")[1:])).chosen is None
     assert prepare_inspection(compose("inspect", given(world, "limit=2")[1:])).chosen == [0, 1]
     assert prepare_inspection(compose("inspect", given(world, "pairs=[3,1,3]", "limit=1")[1:])).chosen == [2, 0]
-    assert job.rule.value.temperature == 0.01
-    tau = prepare_inspection(compose("inspect", given(world, "shaping.temperature=2", "beta=0.3")[1:])).rule.value
+    assert job.rule.statistic.temperature == 0.01
+    tau = prepare_inspection(compose("inspect", given(world, "shaping.temperature=2", "beta=0.3")[1:])).rule.statistic
     assert tau.temperature == 2
 
 
@@ -57,8 +58,8 @@ def test_pairs_and_output(world: World, fails: Fails, tmp_path: Path) -> None:
 
 
 def test_what_vanishes_is_a_tie_whatever_the_rounding() -> None:
-    vanishing = Rule(RULE.value, "potential_difference", "zero", 1.0)
-    assert vanishing.vanishes
+    vanishing = Shaping(RULE.statistic, "potential_difference", "zero", 1.0)
+    assert vanishing.vanishes()
     assert verdict(vanishing.margin(-10.9290, -10.9291)) == "tie"
     assert verdict(RULE.margin(-10.9290, -10.9291)) == "agrees"
 
@@ -86,4 +87,4 @@ def test_a_teacher_that_vanishes_is_told(world: World) -> None:
     zero = prepare_inspection(compose("inspect", given(world, "shaping.terminal=zero")[1:]))
     assert any("vanishes" in note and "shaping.terminal=zero" in note for note in _notes(zero))
     assert not any("vanishes" in note for note in _notes(prepare_inspection(compose("inspect", given(world)[1:]))))
-    assert RULE.of_states
+    assert not RULE.of_actions

@@ -105,16 +105,14 @@ def test_a_store_of_ends(world: World, fails: Fails) -> None:
     for free in ([], ["shaping.value=max"], ["shaping.terminal=zero", "alpha=2"]):
         assert main([*cached, *(f"algorithm.{option}" for option in free)]) == STARTED
     for changed, shown in (
-        (["shaping.gamma=0.9"], "0.9 and potential_difference"),
-        (["shaping.form=next_value"], "1.0 and next_value"),
-        (["shaping.gamma=0.5", "shaping.form=next_value", "shaping.value=max"], "0.5 and next_value"),
+        (["shaping.gamma=0.9"], "gamma=0.9 and form=potential_difference"),
+        (["shaping.form=next_value"], "gamma=1 and form=next_value"),
+        (["shaping.gamma=0.5", "shaping.form=next_value", "shaping.value=max"], "gamma=0.5 and form=next_value"),
     ):
         message = fails(*cached, *(f"algorithm.{option}" for option in changed))
-        assert message == (
-            f"teacher.scores: the score store {store} holds V(s_1) and V(s_{{T+1}}) alone, which is enough for "
-            "algorithm.shaping.gamma=1 with algorithm.shaping.form=potential_difference, but they are "
-            f"{shown}: score the data again with score.value_storage=all"
-        )
+        assert message.startswith(f"teacher.scores: the score store {store} holds ")
+        assert shown in message
+        assert "score.value_storage=all" in message
     for kind in ("logit", "logprob"):
         assert f"and {kind} is needed" in fails(*cached, f"algorithm.shaping.value={kind}")
 

@@ -62,7 +62,7 @@ MISTAKES: dict[str, tuple[list[str], str, list[str]]] = {
     "no end token": (["first.data.end_token='<|eos|>'"], "first: tokenizer", ["data.end_token=<|eos|>", "<|user|>"]),
     "no pad token": (["second.data.pad_token='<p>'"], "second: tokenizer", ["data.pad_token=<p>", "<pad>"]),
     "no tokenizer": (["third.student.tokenizer=/no/t"], "third: tokenizer", ["student.tokenizer", "/no/t"]),
-    "nothing known to score": (["judge.score.what=[values]"], "judge: settings", ["score.what=values", "value"]),
+    "nothing known to score": (["judge.score.what=[values]"], "judge: configuration", ["score.what=values", "value"]),
     "no scores": (["third.teacher.scores="], "third: settings", ["teacher.scores is not set", "teacher.mode=cached"]),
     "scores that nothing reads": (["third.teacher.mode=online"], "third: settings", ["teacher.mode=cached"]),
     "no oracle": (["third.algorithm=drdo"], "third: settings", ["oracle.path is not set", "algorithm=drdo"]),

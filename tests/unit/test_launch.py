@@ -78,7 +78,7 @@ def test_forked_ranks_meet_at_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda *args: seen.append(os.environ[launch.MEETING_POINT])
 
     monkeypatch.setattr(api, "elastic_launch", no_launch)
-    monkeypatch.setattr(launch, "_import_before_fork", lambda: None)
+    monkeypatch.setattr(launch.cpu, "prepare_nemo", lambda: None)
     monkeypatch.setattr(launch.signal, "signal", lambda *args: None)
     assert launch.run(print, (), 2) == 0
     assert seen[0].startswith("file:///")
