@@ -11,13 +11,14 @@ from nemo_tvkd.data.template import Tokenized
 
 def logps_task(path: str, rows: list[Tokenized], micro: int) -> list[list[float]]:
     """Task: what `evaluate` measures."""
-    from nemo_tvkd.commands.evaluate.forward import LOGPS, pair_numbers, read_logps
+    from nemo_tvkd.commands.evaluate.forward import LOGPS, pair_numbers
     from nemo_tvkd.config.compose import compose
     from nemo_tvkd.data.batch import Item
+    from nemo_tvkd.losses.reads import LogProb
 
     config = compose("evaluate", [f"micro_batch_size={micro}", "precision=fp32"])
     checkpoint, items = find_checkpoint(path, "checkpoint"), [Item(row) for row in rows]
-    return pair_numbers(config, checkpoint, "checkpoint", items, {LOGPS: read_logps})[LOGPS].tolist()
+    return pair_numbers(config, checkpoint, "checkpoint", items, {LOGPS: LogProb()})[LOGPS].tolist()
 
 
 EVALUATIONS = [
