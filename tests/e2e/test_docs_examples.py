@@ -152,18 +152,18 @@ def test_the_new_algorithm_takes_few_lines() -> None:
 
 
 def test_the_new_algorithm_passes_its_test_and_the_linter(copy: Path, environment: dict[str, str]) -> None:
-    printed = in_copy(copy, environment, "-m", "pytest", "-q", "-c", os.devnull, "tests/unit/test_simpo.py")
+    printed = in_copy(copy, environment, "-m", "pytest", "-q", "-c", os.devnull, "tests/unit/test_ipo.py")
     assert "1 passed" in printed
     in_copy(copy, environment, "-m", "ruff", "check", "nemo_tvkd", "tests")
 
 
 def test_the_new_algorithm_trains(copy: Path, tutorial: Path, environment: dict[str, str]) -> None:
     (command,) = [words for block in blocks(NEW_ALGORITHM) for words in nemo_tvkd_words(block.text)]
-    shown = in_copy(copy, environment, "-m", "nemo_tvkd", "train", "algorithm=simpo", "--cfg", "job")
-    assert shown.startswith("algorithm:\n  name: simpo\n")
+    shown = in_copy(copy, environment, "-m", "nemo_tvkd", "train", "algorithm=ipo", "--cfg", "job")
+    assert shown.startswith("algorithm:\n  name: ipo\n")
     printed = in_copy(copy, environment, "-m", "nemo_tvkd", *command, folder=tutorial)
     assert not missing_output(
         "step 2/2  loss 0.5  margins 0.1  accuracies 0.5  lr 1e-7  9 tokens/s  0:00:00 left", printed
     )
-    rows = (tutorial / "tutorial" / "simpo" / "metrics.jsonl").read_text().splitlines()
+    rows = (tutorial / "tutorial" / "ipo" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2
