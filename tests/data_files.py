@@ -2,13 +2,15 @@
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from nemo_tvkd.data.pairs import ReadReport, Row, iter_rows
 
 Records = list[dict[str, Any]]
 
@@ -56,3 +58,9 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Records], object]]] = {
     "copy of a hub dataset": ("copy", _copy),
 }
 """(a file's or folder's name, what writes records there)."""
+
+
+def read_rows(paths: Sequence[str], **how: Any) -> tuple[list[Row], ReadReport]:
+    """All rows of `paths`, and what was read; arguments as those of `iter_rows`."""
+    report = ReadReport()
+    return list(iter_rows(paths, report=report, **how)), report

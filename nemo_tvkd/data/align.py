@@ -24,7 +24,7 @@ class Reply:
 
     ids: list[int]
     offsets: list[Span]
-    """Each token's characters; empty where nobody asked for positions."""
+    """Each token's characters; empty where no positions are requested."""
     rendered: str
     """What the offsets count in."""
     span: Span
@@ -48,10 +48,10 @@ def find_texts(
         start = probe.find(PROBE, len(prompt))
         if start < 0 or not whole.startswith(probe[:start]):  # a template may look at the text before it prints
             start = len(prompt)
-        found = whole.find(text, start)
-        if found < 0:
+        at = whole.find(text, start)
+        if at < 0:
             raise UserError(f"{where} changes the response's text, so values cannot be aligned by characters")
-        spans.append((found, found + len(text)))
+        spans.append((at, at + len(text)))
     return spans
 
 

@@ -77,7 +77,7 @@ def _shown(batches: Iterator[pa.RecordBatch], title: str) -> Iterator[pa.RecordB
 def data_state(paths: list[str], key: str, pairs: bool) -> list[Any]:
     """What files are read, each with its size (bytes) and time (ns); of a dataset of the hub, its fingerprint.
 
-    The paths are there as they are typed, too: sources are told by them; and the key, which chooses the split.
+    The paths are there as they are typed, too: sources are named by them; and the key, which chooses the split.
     """
     return [key, *([path, _state(str(Path(path).expanduser()), key, pairs)] for path in paths)]
 

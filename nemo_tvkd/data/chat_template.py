@@ -13,7 +13,7 @@ from nemo_tvkd.errors import UserError
 from nemo_tvkd.files import package_folder
 
 TEMPLATE_DATE = date(2024, 7, 26)
-"""What templates that print today's date are told: ids, and the scores bound to them, must be the same tomorrow."""
+"""The date for templates that print today's: ids, and the scores bound to them, must be the same tomorrow."""
 
 
 def template_text(tokenizer: Any, setting: str, key: str) -> tuple[str, str | None]:
@@ -33,7 +33,7 @@ def template_text(tokenizer: Any, setting: str, key: str) -> tuple[str, str | No
         names = OWN_TEMPLATES if setting.endswith(".jinja") else TEMPLATE_NAMES  # a file was meant
         near = difflib.get_close_matches(setting, names, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UserError(f"{key}={setting} is none of {', '.join(names)} and no readable jinja file{hint}") from error
+        raise UserError(f"{key}={setting} is not one of {', '.join(names)} nor a jinja file{hint}") from error
 
 
 def _own(template: str | dict[str, str] | None, key: str) -> str:
@@ -90,9 +90,9 @@ class ChatTemplate:
         from jinja2 import TemplateError
 
         if type(error) is not TemplateError:  # it failed; what it refuses by itself, it says why
-            wanted = [name for name in ("tools", "documents") if re.search(rf"\b{name}\b", self._text)]
-            read = " and ".join(wanted)
-            return f"; it reads {read}, which rows do not have: give a template that can do without" if read else ""
+            columns = [name for name in ("tools", "documents") if re.search(rf"\b{name}\b", self._text)]
+            read = " and ".join(columns)
+            return f"; it reads {read}, which rows do not have: give a template without them" if read else ""
         if not messages or messages[0]["role"] != "system":
             return ""
         try:

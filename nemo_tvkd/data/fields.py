@@ -37,7 +37,7 @@ def turns_of(value: Any, name: str) -> list[Turn]:
             bad(f"{where} is {kind(item)}: it must be an object with role and content, or from and value")
         keys = ("from", "value") if is_from_value(item) else ("role", "content")
         if missing := [key for key in keys if key not in item]:
-            bad(f"{where} has no {' and no '.join(missing)}; found: {found(item)}")
+            bad(f"{where} has no {' and no '.join(missing)}; found: {names_of(item)}")
         role = text_of(item[keys[0]], f"{where}, {keys[0]}")
         if role not in ROLES:
             bad(f"{where}: unknown {keys[0]} {short(role)}; known are {', '.join(ROLES)}")
@@ -63,12 +63,12 @@ def text_of(value: object, name: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; tokenizers crash on it
-        bad(f"{name} is no valid Unicode: half a surrogate pair at character {error.start + 1}")
+        bad(f"{name} is not valid Unicode: half a surrogate pair at character {error.start + 1}")
     return value
 
 
 def number_of(value: object, name: str, why: str = "") -> float:
-    """A finite number; `why` ends what is said of any other value."""
+    """A finite number; `why` ends the message about any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         bad(f"{name} is {kind(value)}: it must be a number{why}")
     try:
@@ -91,5 +91,5 @@ def short(text: str, limit: int = 60) -> str:
     return repr(text if len(text) <= limit else text[:limit] + "...")
 
 
-def found(record: Mapping[str, Any]) -> str:
+def names_of(record: Mapping[str, Any]) -> str:
     return ", ".join(short(str(name))[1:-1] for name in list(record)[:20]) or "none"

@@ -16,19 +16,19 @@ IN_FILE_NAME = re.compile(r"(?:^|[._-])(train|training|validation|valid|val|dev|
 
 
 def is_hub_id(named: Named, extensions: Collection[str]) -> bool:
-    """ORG/NAME, where there is no folder ORG: a mistyped path is told at once, the hub's client tries for a while."""
+    """ORG/NAME, where there is no folder ORG: a mistyped path fails at once, the hub's client tries for a while."""
     name = named.name
     return bool(HUB_ID.fullmatch(name)) and not Path(name).parent.is_dir() and not name.endswith(tuple(extensions))
 
 
 def split_files(files: Iterable[Path]) -> dict[str, list[Path]]:
     """Files by the split that their names tell, "" for none: train-00000-of-00002.parquet, dev.jsonl."""
-    found: dict[str, list[Path]] = {}
+    by_split: dict[str, list[Path]] = {}
     for file in files:
         match = IN_FILE_NAME.search(file.name)
         name = match[1] if match else ""
-        found.setdefault(SYNONYMS.get(name, name), []).append(file)
-    return found
+        by_split.setdefault(SYNONYMS.get(name, name), []).append(file)
+    return by_split
 
 
 def choose_split(splits: Sequence[str], named: Named, key: str, pairs: bool) -> str:
@@ -40,11 +40,11 @@ def choose_split(splits: Sequence[str], named: Named, key: str, pairs: bool) -> 
     """
     kind = "prefs" if pairs else "sft"
     validating = ("validation", "valid", "val", "dev", "test", "eval", f"test_{kind}")
-    wanted: Sequence[str] = validating if key.endswith("validation") else ("train", "training", f"train_{kind}")
+    names: Sequence[str] = validating if key.endswith("validation") else ("train", "training", f"train_{kind}")
     if named.split:
-        wanted = (named.split,)
-    if found := [split for split in wanted if split in splits]:
-        return found[0]
+        names = (named.split,)
+    if matching := [split for split in names if split in splits]:
+        return matching[0]
     if len(splits) == 1 and not named.split:
         return splits[0]
     there = f"its splits are {', '.join(splits)}"

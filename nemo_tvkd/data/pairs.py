@@ -13,7 +13,7 @@ from nemo_tvkd.data.records import COLUMNS, REQUIRABLE, Row, parse_record, row_f
 from nemo_tvkd.data.sources import Place, read_records
 from nemo_tvkd.errors import UserError
 
-__all__ = ["ReadReport", "Row", "iter_rows", "parse_rows", "read_rows", "row_from_record"]
+__all__ = ["ReadReport", "Row", "iter_rows", "parse_rows", "row_from_record"]
 
 
 @dataclass
@@ -34,23 +34,9 @@ class ReadReport:
 
     @property
     def left_out(self) -> str:
-        """What was said of rows that make no pair; "" where there are none."""
-        found = ((self.ties, "pairs without a preference"), (self.single, "responses without a second one"))
-        return ", ".join(f"{count} {what}" for count, what in found if count)
-
-
-def read_rows(
-    paths: Sequence[str],
-    *,
-    need_rejected: bool = True,
-    on_bad_row: str = "error",
-    key: str = "data.train",
-    require: Mapping[str, str] = {},
-) -> tuple[list[Row], ReadReport]:
-    """Every row of `paths` in order, and what was read; see `iter_rows`."""
-    report = ReadReport()
-    rows = iter_rows(paths, need_rejected=need_rejected, on_bad_row=on_bad_row, key=key, require=require, report=report)
-    return list(rows), report
+        """The rows that make no pair and are not bad, in words; "" where there are none."""
+        counts = ((self.ties, "pairs without a preference"), (self.single, "responses without a second one"))
+        return ", ".join(f"{count} {what}" for count, what in counts if count)
 
 
 def iter_rows(

@@ -1,7 +1,7 @@
 """Public data sets whose rows are no pairs yet: nvidia/HelpSteer2 and openai/summarize_from_feedback.
 
 They are recognised by their columns, so a copy in any file format is read like the hub's. Other public sets have a
-layout of `records`; their names are told for the reader of a report alone.
+layout of `records`; their names are for the reader of a report alone.
 """
 
 import re
@@ -27,7 +27,7 @@ SETS = {
 
 
 class Counts(Protocol):
-    """What is told of rows that make no pair."""
+    """Counts of rows that make no pair."""
 
     ties: int
     single: int
@@ -58,7 +58,7 @@ def mapped(records: Iterable[tuple[str, object]], pairs: bool, counts: Counts) -
 
     HelpSteer2's rows are joined two by two where pairs are asked for: the more helpful response is chosen, and the
     ratings are the rewards. Two equally helpful ones (`counts.ties`) and a row that has no partner (`counts.single`)
-    are left out. A record that is no proper one of its set becomes a UserError, as unreadable ones are.
+    are left out. A record that does not fit its set becomes a UserError, as unreadable ones are.
     """
     held: tuple[str, dict[str, Any]] | None = None
     for source, record in records:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_tvkd.data.fields import BadRow, Turn, bad, found, is_from_value, kind, number_of, short, text_of, turns_of
+from nemo_tvkd.data.fields import BadRow, Turn, bad, is_from_value, kind, names_of, number_of, short, text_of, turns_of
 from nemo_tvkd.errors import UserError
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -67,7 +67,7 @@ def row_from_record(record: object, source: str, need_rejected: bool) -> Row:
 
 
 def parse_record(record: object, source: str, need_rejected: bool, require: Mapping[str, str] = {}) -> tuple[Row, str]:
-    """A record as (row, name of its layout); `require` as in `pairs.read_rows`."""
+    """A record as (row, name of its layout); `require` as in `pairs.iter_rows`."""
     if isinstance(record, UserError):
         raise record
     try:
@@ -123,7 +123,7 @@ def _fields(record: Mapping[str, Any], need_rejected: bool) -> tuple[Any, dict[s
 def _columns(record: Mapping[str, Any], need_rejected: bool) -> tuple[str | None, list[str]]:
     """(the prompt's column if it has one, the responses' columns). Tables of several layouts have nulls in between."""
     if need_rejected and (missing := [name for name in ("chosen", "rejected") if name not in record]):
-        bad(f"missing column {' and '.join(missing)}: {PAIR_NEEDS}; found: {found(record)}")
+        bad(f"missing column {' and '.join(missing)}: {PAIR_NEEDS}; found: {names_of(record)}")
     replies = ["chosen", "rejected"] if need_rejected else ["chosen"]
     layouts: list[tuple[str | None, list[str]]] = []
     if "chosen" in record:
@@ -139,7 +139,7 @@ def _columns(record: Mapping[str, Any], need_rejected: bool) -> tuple[str | None
         layouts += [(None, [name]) for name in ("messages", "conversations") if name in record]
         layouts += [(asked, [reply]) for asked, reply in EXAMPLES if asked in record and reply in record]
     if not layouts:
-        bad(f"missing columns: {EXAMPLE_NEEDS}; found: {found(record)}")
+        bad(f"missing columns: {EXAMPLE_NEEDS}; found: {names_of(record)}")
     full = (way for way in layouts if all(record[name] is not None for name in (*way[1], *filter(None, way[:1]))))
     return next(full, layouts[0])
 
@@ -219,8 +219,8 @@ def _chats(prompt: Any, prompt_name: str, responses: dict[str, Any]) -> _Pair:
 def _repeats(turns: list[Turn], prompt: Any, asked: list[Turn]) -> bool:
     """Whether a whole conversation begins with the prompt (a prompt given as text is one of its user turns)."""
     if isinstance(prompt, str):
-        said = [turn["content"].strip() for turn in turns if turn["role"] == "user"]
-        return prompt.strip() in said or turns[: len(asked)] == asked
+        questions = [turn["content"].strip() for turn in turns if turn["role"] == "user"]
+        return prompt.strip() in questions or turns[: len(asked)] == asked
     return turns[: len(asked)] == asked
 
 
@@ -272,7 +272,7 @@ def _rewards(record: Mapping[str, Any], need_rejected: bool, setting: str | None
         if setting is not None:
             first, *others = (" and ".join(names) for names in REWARDS)
             missing = f"missing columns {first} (or {', or '.join(others)})"
-            bad(f"{missing}: {setting} reads rewards from the data; found: {found(record)}")
+            bad(f"{missing}: {setting} reads rewards from the data; found: {names_of(record)}")
         return None, None
     chosen = _number(record, columns[0], "rewards", setting)
     return chosen, _number(record, columns[1], "rewards", setting) if need_rejected else None
@@ -283,7 +283,7 @@ def _number(record: Mapping[str, Any], name: str, what: str, setting: str | None
     if setting is None:
         return None if record.get(name) is None else number_of(record[name], name)
     if name not in record:
-        bad(f"missing column {name}: {setting} reads {what} from the data; found: {found(record)}")
+        bad(f"missing column {name}: {setting} reads {what} from the data; found: {names_of(record)}")
     return number_of(record[name], name, f"; {setting} reads {what} from the data")
 
 

@@ -1,6 +1,6 @@
 """Files and datasets as records: every format is read, each record has its "file:line".
 
-What a path may be is told by what is there: a file by its extension, a folder of such files, a copy of a hub dataset's
+What a path means depends on what is there: a file by its extension, a folder of such files, a copy of a hub dataset's
 folder, a dataset that `datasets` saved, or a hub id. A folder whose files are named for splits is read by its splits.
 """
 
@@ -88,7 +88,7 @@ def _of_folder(named: Named, key: str, columns: Collection[str], pairs: bool) ->
         loaded, split = hub.load(named, key, pairs)
         yield (f"{named.place}:{split}", "copy of a hub dataset"), _dataset_rows(loaded, columns)
     else:
-        raise UserError(f"{key}: {folder} holds none of {KNOWN} and is no saved dataset")
+        raise UserError(f"{key}: {folder} holds none of {KNOWN} and is not a saved dataset")
 
 
 def _is_saved(folder: Path) -> bool:
@@ -98,8 +98,7 @@ def _is_saved(folder: Path) -> bool:
 
 def own_files(folder: Path) -> list[Path]:
     """The data files in a folder itself, which are then all that is read of it; none of a saved dataset."""
-    found = [] if _is_saved(folder) else [file for file in folder.iterdir() if file.is_file() and _form(file)]
-    return sorted(found)
+    return [] if _is_saved(folder) else sorted(file for file in folder.iterdir() if file.is_file() and _form(file))
 
 
 def _of_split(files: list[Path], named: Named, key: str, pairs: bool) -> list[Path]:
@@ -161,8 +160,8 @@ def _parquet(path: Path, columns: Collection[str]) -> Numbered:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            wanted = _wanted(names, columns)
-            batches = file.iter_batches(1000, columns=wanted) if wanted else None
+            read = _read_columns(names, columns)
+            batches = file.iter_batches(1000, columns=read) if read else None
             yield from _table_rows(names, file.metadata.num_rows, batches)
     except pa.ArrowException as error:
         raise ValueError(one_line(error)) from error
@@ -171,18 +170,18 @@ def _parquet(path: Path, columns: Collection[str]) -> Numbered:
 def _dataset_rows(loaded: Any, columns: Collection[str]) -> Numbered:
     """Of a `datasets.Dataset`."""
     names = loaded.column_names
-    wanted = _wanted(names, columns)
+    read = _read_columns(names, columns)
     # "arrow" undoes a saved set_format, which would hand out tensors
-    batches = loaded.select_columns(wanted).with_format("arrow").iter(1000) if wanted else None
+    batches = loaded.select_columns(read).with_format("arrow").iter(1000) if read else None
     yield from _table_rows(names, len(loaded), batches)
 
 
-def _wanted(names: list[str], columns: Collection[str]) -> list[str]:
+def _read_columns(names: list[str], columns: Collection[str]) -> list[str]:
     return [name for name in names if name in columns or name in public.columns_of(names)]
 
 
 def _table_rows(names: list[str], count: int, batches: Iterator[Any] | None) -> Numbered:
-    """Rows of Arrow tables that hold the wanted columns only; of the others only the names are known."""
+    """Rows of Arrow tables that hold the columns that are read only; of the others only the names are known."""
     empty = dict.fromkeys(names)
     rows = (row for batch in batches for row in _decoded(batch)) if batches else ({} for _ in range(count))
     for number, row in enumerate(rows, 1):
@@ -190,7 +189,7 @@ def _table_rows(names: list[str], count: int, batches: Iterator[Any] | None) -> 
 
 
 def _decoded(table: Any) -> list[Any]:
-    """The rows of an Arrow table or batch; `Unreadable` stands for one that cannot be (text that is no UTF-8)."""
+    """The rows of an Arrow table or batch; `Unreadable` stands for one that cannot be (text that is not UTF-8)."""
     try:
         return list(table.to_pylist())
     except (ValueError, OverflowError):

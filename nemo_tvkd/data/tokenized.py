@@ -48,7 +48,7 @@ class TokenizeReport:
     responses_truncated: int = 0
     bad: list[str] = field(default_factory=list)
     left_out: str = ""
-    """What made no row and is no mistake either (see `pairs.ReadReport.left_out`)."""
+    """Rows that make no pair and are not bad either (see `pairs.ReadReport.left_out`)."""
 
     def add(self, other: "TokenizeReport") -> None:
         """Count other rows as well."""

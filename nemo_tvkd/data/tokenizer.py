@@ -69,7 +69,7 @@ def load_tokenizer(path: str, key: str = "student.tokenizer") -> Any:
         if tokenizer := _from_sentencepiece(place, key):
             return tokenizer
     raise UserError(
-        f"{key}: {path} is no tokenizer: give a Hugging Face tokenizer's directory, a sentencepiece .model file "
+        f"{key}: {path} is not a tokenizer: give a Hugging Face tokenizer's directory, a sentencepiece .model file "
         "or Llama 3's tokenizer.model"
     )
 
@@ -85,7 +85,7 @@ def _from_directory(path: Path, key: str) -> Any:
 
 
 def _from_sentencepiece(path: Path, key: str) -> Any | None:
-    """A Llama-style sentencepiece model as a fast tokenizer that gives sentencepiece's own ids; None if it is none."""
+    """A Llama-style sentencepiece model as a fast tokenizer that gives sentencepiece's own ids; or None."""
     import sentencepiece
     from transformers import LlamaTokenizerFast
 
@@ -94,7 +94,7 @@ def _from_sentencepiece(path: Path, key: str) -> Any | None:
     except (RuntimeError, OSError):
         return None
     if (pieces.unk_id(), pieces.bos_id(), pieces.eos_id()) != (0, 1, 2):
-        raise UserError(f"{key}: {path} is no Llama-style sentencepiece model: unk, bos, eos must be the ids 0, 1, 2")
+        raise UserError(f"{key}: {path} is not a Llama-style sentencepiece model: unk, bos, eos must be ids 0, 1, 2")
     # Without add_prefix_space=True the converted tokenizer drops the space that sentencepiece puts before a text.
     # legacy=True puts it behind <s> and </s> too ("<s> [INST]"), as Mistral's own v1 encoder does; models whose
     # [INST] is a control token of its own (v2 on) have no space there.
@@ -147,8 +147,8 @@ def set_tokens(tokenizer: Any, end_token: str, pad_token: str) -> None:
 def _near(tokenizer: Any, token: str) -> str:
     special = [*tokenizer.all_special_tokens, *map(str, tokenizer.added_tokens_decoder.values())]
     near = difflib.get_close_matches(token, dict.fromkeys(special), 3)
-    found = near or list(dict.fromkeys(special))[:8]
-    return f": {'near it' if near else 'its special tokens'} {'is' if len(found) == 1 else 'are'} {', '.join(found)}"
+    tokens = near or list(dict.fromkeys(special))[:8]
+    return f": {'near it' if near else 'its special tokens'} {'is' if len(tokens) == 1 else 'are'} {', '.join(tokens)}"
 
 
 def same_vocabulary(one: Any, other: Any) -> bool:

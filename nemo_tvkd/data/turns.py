@@ -29,21 +29,21 @@ def chat_turns(
         where: the row and its template, for errors.
 
     Raises:
-        UserError: the template writes a turn otherwise once others follow it, so that its place cannot be told.
+        UserError: the template writes a turn otherwise once others follow it, so that its place is unknown.
     """
     whole, spans = render(messages, False), []
     for index, message in enumerate(messages):
         if message["role"] != "assistant" or not index:
             continue
         asked = render(messages[:index], True)
-        said = render(messages[: index + 1], False) if index + 1 < len(messages) else whole
-        if not (whole.startswith(said) and said.startswith(asked)):
+        answered = render(messages[: index + 1], False) if index + 1 < len(messages) else whole
+        if not (whole.startswith(answered) and answered.startswith(asked)):
             part = "the answer" if whole.startswith(asked) else "what stands before the answer"
             raise UserError(
                 f"{where}: turn {index + 1}: {part} is not written in the whole conversation as it is where the "
-                f"conversation ends there, so this turn's tokens cannot be told: {INSTEAD}"
+                f"conversation ends there, so this turn's tokens cannot be located: {INSTEAD}"
             )
-        spans.append((len(asked), len(said)))
+        spans.append((len(asked), len(answered)))
     return whole, spans
 
 

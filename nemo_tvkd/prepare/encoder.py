@@ -62,7 +62,7 @@ class Encoder:
         """What checkpoints must carry of data.chat_template, data.end_token and data.pad_token; None: nothing.
 
         Args:
-            tokenizer: what `build` was told.
+            tokenizer: as given to `build`.
         """
         given, end, pad = self.template.given, self.data.end_token, self.data.pad_token
         if given is None and not end and not pad:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_files import read_rows
 
 from nemo_tvkd.data.align import align_states
 from nemo_tvkd.data.encoding import tokenize_rows
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.records import Row, row_from_record
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.data.tokenized import Tokenized

@@ -102,7 +102,7 @@ def test_tokenizers(world: World, fails: Fails, tmp_path: Path) -> None:
     for command, key in (("online", "student.tokenizer"), ("score", "score.tokenizer"), ("evaluate", "tokenizer")):
         arguments = getattr(world, command)()
         assert fails(*arguments, f"{key}=/no/such") == f"{key}: /no/such does not exist"
-        assert fails(*arguments, f"{key}={tmp_path}").startswith(f"{key}: {tmp_path} is no tokenizer: give ")
+        assert fails(*arguments, f"{key}={tmp_path}").startswith(f"{key}: {tmp_path} is not a tokenizer: give ")
     size = len(world.tokenizer)
     narrow = world.variant("narrow", vocab_size=size - 1)
     message = fails(*world.online(), f"student.path={narrow}")
@@ -111,7 +111,9 @@ def test_tokenizers(world: World, fails: Fails, tmp_path: Path) -> None:
     assert fails(*world.score(), f"score.model={narrow}") == f"score.tokenizer: {wrong}"
     assert fails(*world.evaluate(), f"checkpoint={narrow}") == f"tokenizer: {wrong}"
     without = world.variant("without_tokenizer", without=("tokenizer*", "special*", "chat_template*"))
-    assert fails(*world.online(), f"student.path={without}").startswith(f"student.tokenizer: {without} is no tokenizer")
+    assert fails(*world.online(), f"student.path={without}").startswith(
+        f"student.tokenizer: {without} is not a tokenizer"
+    )
 
 
 def test_vocabularies_of_online_models(world: World, fails: Fails) -> None:

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import sentencepiece
+from data_files import read_rows
 from pair_records import ASK, HH, PAIR, RIGHT, write
 
 from nemo_tvkd.__main__ import main
 from nemo_tvkd.data.encoding import tokenize_rows
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.template import Template
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"

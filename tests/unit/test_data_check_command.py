@@ -63,7 +63,7 @@ def test_mistakes_of_the_configuration(tmp_path: Path, fails: Any) -> None:
     assert fails("data", "check", tmp_path / "no.jsonl") == f"data.train: {tmp_path}/no.jsonl does not exist"
     assert fails("data", "check", path, "rows=all") == "rows=all is none of auto, pairs, examples"
     assert fails("data", "check", path, "data.chat_template=llama3").endswith("give tokenizer=MODEL as well")
-    assert fails("data", "check", path, f"tokenizer={path}").startswith(f"tokenizer: {path} is no tokenizer")
+    assert fails("data", "check", path, f"tokenizer={path}").startswith(f"tokenizer: {path} is not a tokenizer")
     assert fails("data", "check", path, f"output={tmp_path}").startswith(f"output: {tmp_path} is a directory")
     assert fails("data", "check", path, f"output={path}").startswith(f"output: {path} is the data")
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 import pytest
+from data_files import read_rows
 from pair_records import write
 
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.errors import UserError
 
 

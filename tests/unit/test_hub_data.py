@@ -9,10 +9,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_files import read_rows
 
 from nemo_tvkd.config.compose import compose
 from nemo_tvkd.config.paths import path_list
-from nemo_tvkd.data.pairs import Row, read_rows
+from nemo_tvkd.data.pairs import Row
 from nemo_tvkd.errors import UserError
 
 CARD = """---

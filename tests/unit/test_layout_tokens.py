@@ -8,11 +8,10 @@ from typing import Any
 
 import datasets
 import pytest
-from data_files import FORMATS, Records
+from data_files import FORMATS, Records, read_rows
 from pair_records import ASK, HH, RIGHT, WRONG, from_value
 
 from nemo_tvkd.data.batch import Item, collate
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.records import REWARDS
 from nemo_tvkd.data.template import Template, Tokenized
 from nemo_tvkd.parallel.sequence import response_states

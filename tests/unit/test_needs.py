@@ -95,9 +95,7 @@ def test_how_no_teacher_reads(setting: Setting, mode: str) -> None:
 
 def test_a_teacher_s_bad_template_is_named_by_its_key(setting: Setting) -> None:
     message = refused(setting.prepare, "teacher.chat_template=/no/such.jinja")
-    assert (
-        message == "teacher.chat_template=/no/such.jinja is none of auto, plain, tokenizer and no readable jinja file"
-    )
+    assert message == "teacher.chat_template=/no/such.jinja is not one of auto, plain, tokenizer nor a jinja file"
 
 
 # --- both readings of a row -------------------------------------------------------------------------------------------

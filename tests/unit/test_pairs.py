@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import read_rows
 from pair_records import ASK, PAIR, RIGHT, WRONG, write
 
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.errors import UserError
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "hh_rlhf_harmless_1200.jsonl.gz"
@@ -124,7 +124,7 @@ def damaged(kind: str, tmp_path: Path) -> Path:
         ),
         ("empty.jsonl", "is empty: it holds no rows"),
         ("empty.json", "is empty: it holds no rows"),
-        ("folder", "holds none of .jsonl, .json (both also as .gz or .zst), .parquet and is no saved dataset"),
+        ("folder", "holds none of .jsonl, .json (both also as .gz or .zst), .parquet and is not a saved dataset"),
         ("gzip", "cannot be read: Compressed file ended before the end-of-stream marker was reached"),
         ("parquet", "cannot be read: Parquet magic bytes not found in footer."),
         ("list", "cannot be read: Expecting value: line 3 column 1 (char 22)"),

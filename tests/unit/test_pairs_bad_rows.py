@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import read_rows
 from pair_records import ASK, HH, PAIR, PLAIN, RIGHT, SYSTEM, WRONG, from_value, write
 
-from nemo_tvkd.data.pairs import read_rows, row_from_record
+from nemo_tvkd.data.pairs import row_from_record
 from nemo_tvkd.errors import UserError
 
 BAD: list[tuple[Any, str]] = [
@@ -109,7 +110,7 @@ BAD: list[tuple[Any, str]] = [
     ({**PAIR, "chosen_score": True}, "chosen_score is true or false: it must be a number"),
     ({**PAIR, "chosen_rating": 10**400}, "chosen_rating is inf: it must be a finite number"),
     ({**PAIR, "id": [1]}, "id is a list: it must be text or an integer"),
-    ({**PAIR, "chosen": "a\ud83d"}, "chosen is no valid Unicode: half a surrogate pair at character 2"),
+    ({**PAIR, "chosen": "a\ud83d"}, "chosen is not valid Unicode: half a surrogate pair at character 2"),
 ]
 
 

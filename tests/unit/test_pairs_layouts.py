@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import read_rows
 from pair_records import ASK, HH, PLAIN, RIGHT, SYSTEM, WRONG, from_value, write
 
-from nemo_tvkd.data.pairs import Row, read_rows, row_from_record
+from nemo_tvkd.data.pairs import Row, row_from_record
 
 HH_TURNS = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}, ASK)
 

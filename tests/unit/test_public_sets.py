@@ -9,9 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_files import read_rows
 from pair_records import ASK, HH, RIGHT, SYSTEM, WRONG, write
 
-from nemo_tvkd.data.pairs import ReadReport, Row, iter_rows, read_rows
+from nemo_tvkd.data.pairs import ReadReport, Row, iter_rows
 from nemo_tvkd.errors import UserError
 
 Record = dict[str, Any]

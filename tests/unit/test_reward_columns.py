@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import read_rows
 from pair_records import ASK, PAIR, RIGHT, WRONG, write
 
 from nemo_tvkd.data.encoding import tokenize_rows
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.records import REWARDS
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError

@@ -120,8 +120,8 @@ def test_a_template_that_writes_earlier_turns_otherwise(mistral: Any, tmp_path: 
     what = "the answer" if text is REASONING else "what stands before the answer"
     assert str(told.value) == (
         f"f:1: data.chat_template={tmp_path / 't.jinja'}: turn {turn}: {what} is not written in the whole conversation "
-        "as it is where the conversation ends there, so this turn's tokens cannot be told: data.assistant_turns=last "
-        "trains the last answer alone"
+        "as it is where the conversation ends there, so this turn's tokens cannot be located: "
+        "data.assistant_turns=last trains the last answer alone"
     )
     assert mistral.decode(template.encode(row, 300, None).chosen_ids).endswith("(b)</s>")
 
@@ -170,7 +170,7 @@ def test_a_template_that_needs_tools(mistral: Any, tmp_path: Path) -> None:
         Template(mistral, jinja(tmp_path, needs)).encode(conversation(*CHAT), 200, None)
     assert str(told.value).endswith(
         "refuses the conversation: 'NoneType' object is not iterable; it reads tools, which rows do not have: give a "
-        "template that can do without"
+        "template without them"
     )
 
 
@@ -192,7 +192,7 @@ def test_an_unknown_name(mistral: Any, name: str, near: str) -> None:
     with pytest.raises(UserError) as told:
         Template(mistral, name)
     assert str(told.value) == (
-        f"data.chat_template={name} is none of auto, plain, tokenizer, llama3, mistral and no readable jinja file"
+        f"data.chat_template={name} is not one of auto, plain, tokenizer, llama3, mistral nor a jinja file"
         + (f"; did you mean {near}?" if near else "")
     )
 

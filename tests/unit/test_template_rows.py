@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from chat_templates import LLAMA_PROMPT, MISTRAL_PROMPT, ids, pair
+from data_files import read_rows
 
 from nemo_tvkd.data.encoding import tokenize_rows
-from nemo_tvkd.data.pairs import read_rows
 from nemo_tvkd.data.template import Template
 from nemo_tvkd.errors import UserError
 
