@@ -102,10 +102,8 @@ def _keys(name: str, typed: Sequence[str]) -> dict[str, tuple[Any, Sequence[str]
         keys[group] = (str, list(METHODS) if group == "algorithm" else choices(group, _after("--config-dir", typed)))
     keys = _typed(COMMANDS[name].schema) | keys
     if name in TRAINING:
-        keys |= _typed(
-            METHODS[name if (name := _chosen("algorithm", typed)) in METHODS else next(iter(METHODS))].config,
-            "algorithm.",
-        )
+        method = METHODS.get(_chosen("algorithm", typed)) or next(iter(METHODS.values()))
+        keys |= _typed(method.config, "algorithm.")
         del keys["algorithm.name"]
     if name == "submit":
         keys = {key: kind for key, kind in keys.items() if not key.startswith("recipe.") and key != OPEN[:-1]}

@@ -89,7 +89,6 @@ def _composed(command: str, groups: tuple[str, ...], folder: str, files: object)
             raise UserError(_mistake(error)) from error
 
 
-@cache
 def _is_method(section: Any) -> bool:
     """Whether the section's name is that of the method whose keys it has."""
     from omegaconf import OmegaConf
@@ -97,6 +96,7 @@ def _is_method(section: Any) -> bool:
     return section.name in METHODS and OmegaConf.get_type(section) is METHODS[section.name].config
 
 
+@cache
 def _store_schemas(command: str) -> None:
     from hydra.core.config_store import ConfigStore
 

@@ -94,6 +94,7 @@ class Method:
             for name in read.frozen:
                 quantities = asked.setdefault(name, [])
                 if read.what not in quantities:
+                    assert not any(read.what.name == other.name for other in quantities), "one name, one quantity"
                     quantities.append(read.what)
         return asked
 

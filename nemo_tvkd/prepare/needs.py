@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from nemo_tvkd.checkpoints.hf import Checkpoint
 from nemo_tvkd.data.align import align_states
 from nemo_tvkd.data.batch import Item, OtherReading
@@ -121,7 +123,7 @@ class Joiner:
             scores = store.get(views.get(name, row).pair_id).scores
             for quantity, stem in stems.items():
                 numbers = scores[stem]
-                if name in self.aligned:
+                if name in self.aligned and np.ndim(numbers[0]):
                     numbers = OtherReading(views[name], _states(row, views[name])).at_students_states(numbers)
                 item.numbers[f"{name}.{quantity}"] = numbers
         for number in self.columns.values():

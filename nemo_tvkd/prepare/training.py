@@ -72,6 +72,7 @@ def prepare_training(config: Any) -> Prepared:
             f"data.assistant_turns={config.data.assistant_turns} trains every answer of a conversation, with "
             f"algorithm=sft alone: algorithm={config.algorithm.name} compares pairs, which differ in the last answer"
         )
+    warnings = method.check(config.algorithm)
     student = find_checkpoint(config.student.path, "student.path")
     check_architecture(student.config, "student.path")
     check_heads(student, "student.path", lm="lm" in method.heads(config.algorithm))
@@ -91,7 +92,7 @@ def prepare_training(config: Any) -> Prepared:
     if config.data.validation:
         validation = needs.read(path_list(config.data.validation, "data.validation"), "data.validation", notes.append)
     asked = method.frozen(config.algorithm)
-    warnings = unused(config, asked, f"algorithm={config.algorithm.name}") + method.check(config.algorithm)
+    warnings = unused(config, asked, f"algorithm={config.algorithm.name}") + warnings
     notes += [f"warning: {line}" for line in warnings]
     for name in asked:
         if config[name].get("normalize") == "zscore":

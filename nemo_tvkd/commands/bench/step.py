@@ -47,8 +47,8 @@ class Variant:
     """One way to make a step."""
 
     objective: Objective
-    keeps: str
-    """The frozen model's numbers that it reads in a batch."""
+    keeps: tuple[str, ...]
+    """The frozen models' numbers that it reads in a batch."""
     read: Any = None
     """What replaces :meth:`Readout.of`, if anything."""
     scorer: OnlineScorer | None = None
@@ -99,7 +99,7 @@ class Turns(pl.Callback):
         reduction.read = variant.read or (lambda hidden: Readout.of(self.model.module, hidden))
         batches = [next_batch(step.data) for _ in range(get_num_microbatches())]
         batches = [
-            {**batch, "numbers": {name: part for name, part in batch["numbers"].items() if name == variant.keeps}}
+            {**batch, "numbers": {name: part for name, part in batch["numbers"].items() if name in variant.keeps}}
             for batch in batches
         ]
         if variant.scorer:
@@ -155,12 +155,12 @@ def _variants(config: Any, model: PolicyModel, teacher: Any) -> dict[str, Varian
     tvkd = Objective(METHODS["tvkd"], config.algorithm)
     scorer = OnlineScorer([("teacher", teacher, METHODS["tvkd"].frozen(config.algorithm)["teacher"])])
     dpo = Objective(METHODS["dpo"], METHODS["dpo"].config(beta=config.algorithm.beta))
-    full = Variant(dpo, REFERENCE, read=lambda hidden: FullLogits.of(model.module, hidden))
+    full = Variant(dpo, (REFERENCE,), read=lambda hidden: FullLogits.of(model.module, hidden))
     return {
         **({FULL: full} if config.bench.full_logits else {}),
-        FREE: Variant(dpo, REFERENCE),
-        CACHED: Variant(tvkd, VALUES),
-        ONLINE: Variant(tvkd, "", scorer=scorer),
+        FREE: Variant(dpo, (REFERENCE,)),
+        CACHED: Variant(tvkd, (VALUES, REFERENCE)),
+        ONLINE: Variant(tvkd, (REFERENCE,), scorer=scorer),
     }
 
 

@@ -39,9 +39,10 @@ def online_models(stage: StageChecks) -> list[Model]:
     for name, quantities in METHODS[algorithm.name].frozen(algorithm).items():
         if stage.config[name].mode != "online":
             continue
-        key, heads = f"{name}.path", {what.head for what in quantities}
-        config = stage.found(key).config if key in stage.keys else stage.own.config  # its path is the student's
-        models.append(Model(config, lm_head="lm" in heads, reward_head="reward" in heads))
+        heads = {what.head for what in quantities}
+        keys = [key for key in stage.keys if key.partition("[")[0] == f"{name}.path"]
+        configs = [stage.found(key).config for key in keys] or [stage.own.config]  # its path is the student's
+        models += [Model(each, lm_head="lm" in heads, reward_head="reward" in heads) for each in configs]
     return models
 
 

@@ -156,7 +156,7 @@ class StageChecks:
         """Those of `keys` whose models run in the job; a model whose scores are stored does not."""
         sections = frozen_sections(self.config) if self.stage.command == "train" else ()
         cached = {f"{name}.path" for name in sections if self._mode(name) != "online"}
-        return [key for key in self.keys if key not in cached]
+        return [key for key in self.keys if key.partition("[")[0] not in cached]
 
     def _mode(self, need: str) -> str:
         return str(OmegaConf.select(self.config, f"{need}.mode"))

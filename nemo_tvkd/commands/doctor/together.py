@@ -19,7 +19,9 @@ def check_together(stage: StageChecks) -> None:
         check_what(config.score.what)
     if stage.stage.command != "train":
         return
-    for need in METHODS[config.algorithm.name].frozen(config.algorithm):
+    method = METHODS[config.algorithm.name]
+    method.check(config.algorithm)
+    for need in method.frozen(config.algorithm):
         section = config[need]
         scores, paths = any(as_list(section.scores)), any(as_list(section.path))
         asks = f"algorithm={config.algorithm.name} with {need}.mode={section.mode}"
