@@ -81,14 +81,18 @@ def tokenized_batches(
         check_offsets(template.tokenizer)
     failure: list[UserError] = []
     batches = _batches(rows, failure)
-    first = list(islice(batches, BATCHES_ALONE))
     encode = partial(_to_batch, template, how)
-    workers = len(os.sched_getaffinity(0)) if len(first) == BATCHES_ALONE else 1
-    made_here = [encode(batch) for batch in first[:1]]  # workers inherit what is learnt of the tokenizer
-    rest = chain(first[1:], batches)
-    for batch, made in chain(made_here, map(encode, rest) if workers == 1 else _by_workers(encode, rest, workers)):
-        report.add(made)
-        yield batch
+    gc.freeze()  # collections, of workers too, look at the rows alone
+    try:
+        first = list(islice(batches, BATCHES_ALONE))
+        workers = len(os.sched_getaffinity(0)) if len(first) == BATCHES_ALONE else 1
+        made_here = [encode(batch) for batch in first[:1]]  # workers inherit what is learnt of the tokenizer
+        rest = chain(first[1:], batches)
+        for batch, made in chain(made_here, map(encode, rest) if workers == 1 else _by_workers(encode, rest, workers)):
+            report.add(made)
+            yield batch
+    finally:
+        gc.unfreeze()
     if failure:
         raise failure[0]
     report.check()
@@ -139,7 +143,6 @@ def _start_worker(encode: Callable[[list[Row]], Batch], parent: int) -> None:
     """A worker ends with its parent, which alone answers the terminal's signals."""
     global _encode_batch
     _encode_batch = encode
-    gc.freeze()  # a collection in a worker looks at its own rows alone
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)

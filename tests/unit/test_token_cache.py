@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from bad_input import write_rows
 from cached_rows import REAL, caches, encoder, one_by_one, plain, read
@@ -285,3 +286,16 @@ def test_data_that_change_while_they_are_read(
     with pytest.raises(UserError, match=r"^data\.train: \S+pairs\.jsonl changed while it was read: run the same"):
         read(encoder(mistral), pairs)
     assert caches(tokens) == []
+
+
+def test_rows_are_not_in_memory(mistral: Any, tokens: Path) -> None:
+    """Only the pages of the file that are read, which the system may take back."""
+    rows, _ = read(encoder(mistral, on_bad_row="skip"), REAL)
+    (folder,) = caches(tokens)
+    size = (tokens / folder / "tokens.arrow").stat().st_size
+    before = pa.total_allocated_bytes()
+    rows, _ = read(encoder(mistral, on_bad_row="skip"), REAL)
+    kept = list(rows)
+    assert pa.total_allocated_bytes() - before < size / 20
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0].chosen_ids[0] = 1
