@@ -131,6 +131,7 @@ def test_pages_open_from_disk_and_fit(site: Path, pages: dict[str, Elements], ch
         page.goto((site / name).as_uri())
         for width, height in SIZES.values():
             page.set_viewport_size({"width": width, "height": height})
+            page.wait_for_function("document.getAnimations().every((a) => a.playState !== 'running')")
             found = page.evaluate(MEASURE)
             assert found["width"] <= width, f"{name} is {found['width']} wide at {width}"
             assert not found["wide"], f"{name} at {width}: {found['wide']}"
