@@ -1,21 +1,24 @@
 """`nemo-tvkd status RUN_DIR`: each stage of a submitted chain, its job in Slurm, its step, loss and time left."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from nemo_tvkd.cluster.queue import Job, Key, SlurmUnavailable, job_states
-from nemo_tvkd.commands.report.folder import METRICS, Ends, Run, Task, read_ends, read_json, read_run
-from nemo_tvkd.training.metrics_file import last_rows, number, tail
+from nemo_tvkd.commands.report.folder import METRICS, Ends, Run, Task, read_ends, read_run
+from nemo_tvkd.files import read_json
+from nemo_tvkd.runtime.clock import duration
+from nemo_tvkd.runtime.outputs import FINISHED, progress_file
+from nemo_tvkd.training.metrics_file import last_rows, number
 
-STEP = re.compile(r"step (\d+)/(\d+) .* tokens/s +(.+) left$")
-SCORED = re.compile(r"scored (\d+) % .* tokens/s +(.+) left$")
 COLUMNS = ("stage", "job", "state", "step", "loss", "accuracy", "time left", "restarts", "failures", "nodes")
 COLOURS = {"done": "green", "COMPLETED": "green", "RUNNING": "cyan", "PENDING": "yellow"}
+QUIET_PHASES = (None, "training", "scoring")
+"""Any other phase ("saving", "validating") is shown behind the step."""
 QUIET = ("replaced", "not needed", "not submitted")
 PLAIN_WIDTH = 250
 """Characters of a line where no terminal says how many fit, so that a pipe gets whole rows."""
@@ -33,7 +36,7 @@ def main(run_dir: str) -> int:
     try:
         jobs = job_states([stage.job_id for stage in run.stages if stage.job_id is not None])
     except SlurmUnavailable as error:
-        note = f"Slurm cannot be asked ({error}): states are from the files in {run_dir} alone"
+        note = f"Slurm does not answer ({error}): states are read from the files in {run_dir} alone"
     console = Console()
     if not console.is_terminal:
         console = Console(width=PLAIN_WIDTH)
@@ -98,54 +101,49 @@ def state(task: Task, job: Job | None, ends: Ends, asked: bool) -> str:
 
 
 def _progress(task: Task, over: bool) -> dict[str, str]:
-    """Step and figures from metrics.jsonl; the steps in all and the time left from the newest log."""
-    found: dict[str, str] = {}
-    match = _last_match(task, SCORED if task.stage.command == "score" else STEP)
-    if match is not None and not over and not task.written:
-        found["time left"] = match[match.re.groups]
+    """Figures from metrics.jsonl; the units done and the time left from the progress file."""
+    progress = _progress_file(task)
+    done, total, rate = (number(progress.get(name)) for name in ("done", "total", "rate"))
+    cells: dict[str, str] = {}
+    if not over and not task.written and done is not None and total is not None and rate:
+        cells["time left"] = duration((total - done) / rate)
     if task.stage.command == "score":
-        return found | {"step": "100 %" if task.written else f"{match[1]} %" if match is not None else ""}
+        share = 100.0 if task.written else 100 * done / total if done is not None and total else None
+        return cells | ({} if share is None else {"step": f"{share:.0f} %"})
     if task.stage.command != "train":
-        return found
+        return cells
     trained = [row for row in last_rows(task.output / METRICS) if number(row.get("loss")) is not None]
     last = trained[-1] if trained else {}
-    step = int(last["step"]) if last else int(match[1]) if match is not None else None
-    steps = int(match[2]) if match is not None else task.stage.max_steps
+    step = max((value for value in (done, number(last.get("step"))) if value is not None), default=None)
+    steps = total or task.stage.max_steps
     if task.written:
-        step = steps = _finished(task) or step
+        step = steps = number(_mapping(task.output / FINISHED).get("step")) or step
     if step is not None:
-        found["step"] = f"{step}/{steps}" if steps is not None else str(step)
+        phase = "" if over or task.written or progress.get("phase") in QUIET_PHASES else f" ({progress['phase']})"
+        cells["step"] = (f"{step:.0f}" if steps is None else f"{step:.0f}/{steps:.0f}") + phase
     for column, name in (("loss", "loss"), ("accuracy", "rewards/accuracies")):
         if (value := number(last.get(name))) is not None:
-            found[column] = f"{value:.4f}"
-    return found
+            cells[column] = f"{value:.4f}"
+    return cells
 
 
-def _finished(task: Task) -> int | None:
-    found = read_json(task.output / "finished.json")
-    step = number(found.get("step")) if isinstance(found, dict) else None
-    return None if step is None else int(step)
+def _progress_file(task: Task) -> dict[str, Any]:
+    return _mapping(progress_file(task.stage.command, task.output))
 
 
-def _last_match(task: Task, pattern: re.Pattern[str]) -> re.Match[str] | None:
-    """The last line of progress in the newest log that has one."""
-    index = "" if task.index is None else f"_{task.index}"
-    name = re.compile(rf"{re.escape(task.stage.name)}-\d+{index}\.log")
-    logs = [file for file in (task.run_dir / "logs").glob("*.log") if name.fullmatch(file.name)]
-    for log in sorted(logs, key=lambda file: file.stat().st_mtime, reverse=True):
-        for line in reversed(tail(log)):
-            if (match := pattern.search(line.rstrip())) is not None:
-                return match
-    return None
+def _mapping(file: Path) -> dict[str, Any]:
+    """A JSON object; {} where the file is missing or damaged."""
+    content = read_json(file)
+    return content if isinstance(content, dict) else {}
 
 
-def _table(found: list[dict[str, str]]) -> Table:
-    """Without the columns in which no row says anything."""
+def _table(lines: list[dict[str, str]]) -> Table:
+    """Without the columns that are empty in all rows."""
     table = Table(box=None, pad_edge=False)
-    columns = [name for name in COLUMNS if any(row[name] for row in found) or name in ("stage", "job", "state")]
+    columns = [name for name in COLUMNS if any(row[name] for row in lines) or name in ("stage", "job", "state")]
     for name in columns:
         table.add_column(name, overflow="fold")
-    for row in found:
+    for row in lines:
         word = row["state"].split(" ")[0]
         colour = COLOURS.get(word, "dim" if row["state"] in QUIET else "red" if word.isupper() else "")
         table.add_row(*(Text(row[name], style=colour if name == "state" else "") for name in columns))

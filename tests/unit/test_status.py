@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from nemo_tvkd.cluster import queue
 from nemo_tvkd.cluster.queue import Job, SlurmUnavailable, job_states
 from nemo_tvkd.commands.status import main
 from nemo_tvkd.errors import UserError
+from nemo_tvkd.runtime.outputs import progress_file
 
 SCONTROL_ENDED = (
     "JobId={job} {array}JobName=x UserId=me(1000) JobState={state} Reason={reason} Dependency=(null) Requeue=1 "
@@ -64,6 +64,13 @@ def status(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str,
     return found, text
 
 
+def progress(output: Path, phase: str, done: int, total: int, rate: float) -> None:
+    """What a training job writes of itself."""
+    output.mkdir(parents=True, exist_ok=True)
+    values = {"phase": phase, "done": done, "total": total, "unit": "steps", "rate": rate, "updated": 1.0}
+    progress_file("train", output).write_text(json.dumps(values))
+
+
 def test_a_chain_in_the_queue(tmp_path: Path, slurm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = chain(tmp_path / "run")
     lines = [
@@ -73,15 +80,11 @@ def test_a_chain_in_the_queue(tmp_path: Path, slurm: Any, capsys: pytest.Capture
         "99|RUNNING|node9|None",
     ]
     slurm(squeue=("\n".join(lines) + "\n", 0))
-    (run_dir / "logs" / "train-13_2.log").write_text(
-        "step 10/100  loss 0.8  lr 5e-07  1 tokens/s  00:30:00 left\n"
-        "step 20/100  loss 0.7733  accuracies 0.6250  margins 0.2623  lr 0.000488  19509 tokens/s  00:10:05 left\n"
-        "step 20/100  eval_loss 0.5\nsome warning\n"
-    )
-    (run_dir / "logs" / "train-13_1.log").write_text("step 5/77  loss 0.7  lr 5e-07  1 tokens/s  09:09:09 left\n")
+    progress(run_dir / "train" / "2", "training", 20, 100, 80 / 605)
+    progress(run_dir / "train" / "1", "training", 5, 77, 0.1)
     found, text = status(run_dir, capsys)
     assert text.startswith("tvkd_tiny on example_bare, submitted 2026-11-21T12:00:00+00:00\n")
-    assert "Slurm cannot be asked" not in text
+    assert "Slurm does not answer" not in text
     running = found["train-2"]
     assert (running["job"], running["state"], running["nodes"]) == ("13_2", "RUNNING", "node[1-2]")
     assert (running["step"], running["loss"], running["accuracy"]) == ("20/100", "0.7733", "0.6250")
@@ -163,7 +166,7 @@ def test_without_slurm_the_files_tell(
     run_dir = chain(tmp_path / "run")
     (run_dir / "jobs" / "export-2.ends").write_text("2026-11-21T12:00:00Z job 14 restart 0 code 2 ended\n")
     found, printed = status(run_dir, capsys)
-    notes = [line for line in printed.splitlines() if "Slurm cannot be asked" in line]
+    notes = [line for line in printed.splitlines() if "Slurm does not answer" in line]
     assert len(notes) == 1
     assert said in notes[0]
     states = {name: row["state"] for name, row in found.items()}
@@ -191,25 +194,24 @@ def test_no_job_asks_nobody(tmp_path: Path, slurm: Any, capsys: pytest.CaptureFi
 def test_scoring_shows_its_share(tmp_path: Path, slurm: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run_dir = submission(tmp_path / "run", [stage("score", "score", job_id=12)])
     slurm(squeue=("12|RUNNING|node1|None\n", 0))
-    noise = "x" * 99 + "\n"
-    log = noise * 3000 + "scored 41 %  1000 tokens/s  00:00:11 left\nscored 42 %  1234 tokens/s  00:00:10 left\n"
-    (run_dir / "logs" / "score-12.log").write_text(log + noise * 20)
+    file = progress_file("score", run_dir / "score")
+    file.write_text(json.dumps({"phase": "scoring", "done": 42, "total": 100, "unit": "pairs", "rate": 5.8}))
     row = status(run_dir, capsys)[0]["score"]
     assert (row["step"], row["time left"]) == ("42 %", "00:00:10")
 
 
-def test_the_newest_log_of_this_very_stage(tmp_path: Path, slurm: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    stages = [stage("train", "train", job_id=3), stage("train-1", "train", job_id=4)]
+def test_a_phase_beside_training_is_shown_and_a_damaged_file_is_none(
+    tmp_path: Path, slurm: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [stage(name, "train", job_id=3 + i, max_steps=30) for i, name in enumerate(("saving", "damaged"))]
     run_dir = submission(tmp_path / "run", stages)
-    line = "step {}/{}  loss 0.7  lr 5e-07  1 tokens/s  1 day, 00:00:0{} left\n"
-    for age, (name, step) in enumerate([("train-3", 3), ("train-9", 9), ("train-1-4", 4), ("train-3_0", 7)]):
-        file = run_dir / "logs" / f"{name}.log"
-        file.write_text(line.format(step, step * 10, step))
-        os.utime(file, (1000 - age, 1000 - age))
+    progress(run_dir / "saving", "saving", 3, 30, 27 / 90_003)
+    (run_dir / "damaged").mkdir()
+    (run_dir / "damaged" / "progress.json").write_text('{"phase": "trai')
     slurm(squeue=("3|RUNNING|node1|None\n4|RUNNING|node2|None\n", 0))
     found, _ = status(run_dir, capsys)
-    assert (found["train"]["step"], found["train"]["time left"]) == ("3/30", "1 day, 00:00:03")
-    assert found["train-1"]["step"] == "4/40"
+    assert (found["saving"]["step"], found["saving"]["time left"]) == ("3/30 (saving)", "25:00:03")
+    assert (found["damaged"]["step"], found["damaged"]["time left"]) == ("", "")
 
 
 def test_steps_without_a_log(tmp_path: Path, slurm: Any, capsys: pytest.CaptureFixture[str]) -> None:
