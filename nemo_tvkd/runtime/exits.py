@@ -108,7 +108,9 @@ def _guarded(entry: Callable[..., int | None], *args: Any) -> int:
         return EXIT_USER_ERROR
     except Preempted as stop:
         if is_rank_zero():
-            print(f"nemo-tvkd: {stop}", file=sys.stderr)
+            print(f"nemo-tvkd: {stop}", file=sys.stderr, flush=True)
+        else:  # the launcher ends all ranks after the first that has ended: let rank 0 speak before
+            time.sleep(SIGNAL_GRACE_SECONDS)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         return _interrupted()

@@ -172,18 +172,21 @@ def run(entry: Callable[..., Any], args: tuple, ranks: int) -> int:
     if cpu.on_cpu():
         cpu.prepare_nemo()  # imported once, before the ranks are forked
     code, ends = 0, _PassOn(ranks)
-    with signals.acting(ends, SAVE_SIGNALS), tempfile.TemporaryDirectory(prefix="nemo-tvkd-") as folder:
-        if cpu.on_cpu():
-            os.environ[MEETING_POINT] = f"file://{folder}/rendezvous"
-        try:
-            elastic_launch(_launch_config(ranks), _rank_main)(entry, args)
-        except ChildFailedError as error:
-            code = _exit_code(error, ends.told)
-        finally:
-            ends.over.set()
-            os.environ.pop(MEETING_POINT, None)
-    # The end of a process that has imported NeMo takes seconds, which nobody who sent a signal should wait for.
-    return _leave_at_once(code) if ends.told and code == EXIT_PREEMPTED else code
+    with signals.acting(ends, SAVE_SIGNALS):  # to the end: a later signal must not speak of itself once more
+        with tempfile.TemporaryDirectory(prefix="nemo-tvkd-") as folder:
+            if cpu.on_cpu():
+                os.environ[MEETING_POINT] = f"file://{folder}/rendezvous"
+            try:
+                elastic_launch(_launch_config(ranks), _rank_main)(entry, args)
+            except ChildFailedError as error:
+                code = _exit_code(error, ends.told)
+            finally:
+                ends.over.set()
+                os.environ.pop(MEETING_POINT, None)
+        # The end of a process that has imported NeMo takes seconds, which nobody who sent a signal should wait for.
+        if ends.told and code == EXIT_PREEMPTED:
+            return _leave_at_once(code)
+    return code
 
 
 def _launch_config(ranks: int) -> Any:

@@ -111,6 +111,7 @@ def score_task(overrides: list[str], rows: list, checkpoint: str) -> None:
 
 def test_cached_equals_online(pool: RankPool, models: Any, five_steps: list, tmp_path: Path) -> None:
     """Teacher and reference from a store written at another layout, against both in the job."""
+    from nemo_tvkd.parallel.statistic import Statistic
     from nemo_tvkd.prepare.needs import Needs
     from nemo_tvkd.scores.store import ScoreStore
 
@@ -121,7 +122,8 @@ def test_cached_equals_online(pool: RankPool, models: Any, five_steps: list, tmp
     pool.run(layout, score_task, overrides, [i.tokens for i in items], str(models.paths["teacher"]))
     store = ScoreStore.open(tmp_path / "store")
     rows = [i.tokens for i in items]
-    stores = {"teacher": (store, "value"), "reference": (store, "logprob")}
+    stems = {"value": store.value_stem(Statistic("soft_value", 0.1), "")}
+    stores = {"teacher": (store, stems), "reference": (store, {"logprob": "logprob"})}
     cached = Needs(None, True, stores=stores).join(rows)
     both = {"teacher": models.paths["teacher"], "reference": models.paths["teacher"]}
     options = ["algorithm.use_reference=true"]

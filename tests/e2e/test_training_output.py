@@ -12,8 +12,9 @@ from forked_commands import run_command
 from terminal import run_in_terminal, screen
 from wandb_file import read_runs
 
-from nemo_tvkd.commands.status import SCORED, STEP
-
+STEP = re.compile(r"step (\d+)/(\d+) .* tokens/s +(.+) left$")
+SCORED = re.compile(r"scored (\d+) % .* tokens/s +(.+) left$")
+"""Lines of a log."""
 STEPS = 12
 WIDTH = 80
 
@@ -103,5 +104,6 @@ def test_scoring_in_a_terminal(folder: Path, tmp_path: Path) -> None:
     (bar,) = (line for line in shown if "━" in line)
     assert bar.startswith(" 64/64 ━")
     assert bar.endswith(" left")
-    assert f"{tmp_path}/scores: 64 pairs, " in "".join(shown[shown.index(bar) + 1 :])
+    below = "".join(shown[shown.index(bar) + 1 :]).replace(" ", "")  # a long path is wrapped at a space
+    assert f"{tmp_path}/scores:64pairs," in below
     assert not SCORED.search(written), "lines for a log"

@@ -113,7 +113,7 @@ def test_choices(refused: Refused, world: World, fails: Fails, key: str) -> None
         ("algorithm=reward algorithm.use_margin=[true]", "algorithm.use_margin: Value '[True]' "),
         ("oracle.tokenizer=/no/such", "oracle.tokenizer: /no/such does not exist"),
         ("oracle.tokenizer=[a]", "oracle.tokenizer: Cannot convert "),
-        ("oracle.chat_template=/no.jinja", "oracle.chat_template=/no.jinja is none of auto, plain, tokenizer and no "),
+        ("oracle.chat_template=/no.jinja", "oracle.chat_template=/no.jinja is not one of auto, plain, tokenizer "),
         ("oracle=3", "oracle: Invalid type assigned"),
         ("oracle={a:b}", "oracle.a: Key 'a' not in 'OracleConfig'"),
     ],

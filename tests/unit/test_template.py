@@ -124,7 +124,7 @@ def test_template_settings(mistral: Any, llama: Any, tmp_path: Path) -> None:
     assert (Template(mistral).name, Template(mistral).fingerprint) == ("plain", "plain")
     with pytest.raises(UserError, match=r"^data\.chat_template=tokenizer: the tokenizer has no chat template"):
         Template(mistral, "tokenizer")
-    with pytest.raises(UserError, match=r"^data\.chat_template=nowhere\.jinja is none of auto, plain, tokenizer"):
+    with pytest.raises(UserError, match=r"^data\.chat_template=nowhere\.jinja is not one of auto, plain, tokenizer"):
         Template(mistral, "nowhere.jinja")
     with pytest.raises(UserError, match=r"^data\.chat_template=.*t\.jinja: line 2: "):
         jinja(mistral, "{{ bos_token }}\n{% if %}", tmp_path)
