@@ -19,7 +19,7 @@ from nemo_tvkd.data.lazy import Lazy, Mapped
 from nemo_tvkd.data.readings import count_truncated, pair_ids, read_by_all, sources
 from nemo_tvkd.data.tokenized import Tokenized
 from nemo_tvkd.errors import UserError
-from nemo_tvkd.losses.reads import Quantity, base, source
+from nemo_tvkd.losses.reads import Quantity, base
 from nemo_tvkd.prepare.encoder import Encoder
 from nemo_tvkd.scores.store import ScoreStore
 
@@ -115,16 +115,17 @@ class Joiner:
     def __call__(self, row: Tokenized, *others: Tokenized) -> Item:
         views = dict(zip(self.names, others, strict=True))
         item = Item(row)
-        for name, other in views.items():
-            reading = OtherReading(other, _states(row, other) if name in self.aligned else None)
-            if name not in self.stores:
-                item.readings[name] = reading
+        readings = {
+            name: OtherReading(other, _states(row, other) if name in self.aligned else None)
+            for name, other in views.items()
+        }
+        item.readings = {name: reading for name, reading in readings.items() if name not in self.stores}
         for name, (store, stems) in self.stores.items():
             scores = store.get(views.get(name, row).pair_id).scores
             for quantity, stem in stems.items():
                 numbers = scores[stem]
-                if name in self.aligned and np.ndim(numbers[0]):
-                    numbers = OtherReading(views[name], _states(row, views[name])).at_students_states(numbers)
+                if name in readings and np.ndim(numbers[0]):
+                    numbers = readings[name].at_students_states(numbers)
                 item.numbers[f"{name}.{quantity}"] = numbers
         for number in self.columns.values():
             assert row.chosen_reward is not None
@@ -138,8 +139,3 @@ def _states(row: Tokenized, other: Tokenized) -> tuple[Any, Any]:
     sides = ((row.chosen_positions, other.chosen_positions), (row.rejected_positions, other.rejected_positions))
     chosen, rejected = (align_states(own, theirs) for own, theirs in sides if own is not None and theirs is not None)
     return chosen, rejected
-
-
-def number_names(quantities: dict[str, list[Quantity]], section: str) -> list[str]:
-    """The names in items and batches of all numbers that the models of a section give."""
-    return [source(name, what) for name, asked in quantities.items() if base(name) == section for what in asked]
